@@ -1,0 +1,115 @@
+"""Per-example gradients as rows of a matrix, and their inner products.
+
+A linear layer that sees one vector a per example has the gradient g aᵀ, so the product of two of its rows is
+(a·a')(g·g'): those rows are kept as the pair (a, g) and never formed. All other parameters take the general path,
+`torch.func.vjp` under `vmap`, and are kept as they are.
+"""
+
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+
+from tdalib.samplers.posterior import Draw
+from tdalib.training import logits
+
+CHUNK_ROWS = 250  # rows under one vmap: larger is slower, the cache is then too small
+
+
+@dataclass(frozen=True)
+class Rows:
+    """k gradient rows for each of b examples: one row is `dense` and all outer products a gᵀ, side by side."""
+
+    dense: Tensor  # (b, k, P_dense)
+    inputs: dict[str, Tensor]  # layer → a, (b, in)
+    outputs: dict[str, Tensor]  # layer → g, (b, k, out)
+
+
+def loss_rows(draw: Draw, x: Tensor, y: Tensor) -> Rows:
+    """∇L of every example at the draw: one row each."""
+    residual = logits(draw.model, draw.theta, x).softmax(1)  # (b, C)
+    residual[torch.arange(len(y)), y] -= 1
+    return rows(draw, x, residual[:, None])
+
+
+def rows(draw: Draw, x: Tensor, cotangents: Tensor) -> Rows:
+    """Gradients of ⟨v, f(x_i)⟩ over θ for the logits f and every cotangent v of example i; cotangents (b, k, C)."""
+    layers = _outer_product_layers(draw, x[:1])
+    dense = {name: p for name, p in draw.theta.items() if name.rpartition(".")[0] not in layers}
+
+    def one(xi, vi):  # vi (k, C)
+        def forward(dense, shift):
+            seen = {}
+            with ExitStack() as hooks:
+                for name, layer in layers.items():
+                    hooks.enter_context(layer.register_forward_hook(_tap(name, shift, seen)))
+                output = functional_call(draw.model, draw.theta | dense, (xi[None],))[0]
+            return output, seen
+
+        shift = {name: xi.new_zeros(layer.out_features) for name, layer in layers.items()}
+        _, pull, seen = vjp(forward, dense, shift, has_aux=True)
+        by_dense, by_output = vmap(pull)(vi)
+        flat = [g.flatten(1) for g in by_dense.values()]  # (k, size)
+        return torch.cat(flat, 1) if flat else vi.new_zeros(len(vi), 0), seen, by_output
+
+    chunk = max(1, CHUNK_ROWS // cotangents.shape[1])
+    parts = [vmap(one)(*pair) for pair in zip(x.split(chunk), cotangents.split(chunk), strict=True)]
+    inputs = {name: torch.cat([seen[name] for _, seen, _ in parts]) for name in layers}
+    return Rows(
+        dense=torch.cat([part for part, _, _ in parts]),
+        inputs={name: _with_bias(a) if f"{name}.bias" in draw.theta else a for name, a in inputs.items()},
+        outputs={name: torch.cat([by_output[name] for _, _, by_output in parts]) for name in layers},
+    )
+
+
+def gram(left: Rows, right: Rows) -> Tensor:
+    """Inner products of all rows with all rows, (b·k, b'·k')."""
+    shape = (*left.dense.shape[:2], *right.dense.shape[:2])  # (b, k, b', k')
+    products = left.dense.flatten(0, 1) @ right.dense.flatten(0, 1).T
+    for name, g in left.outputs.items():
+        a = left.inputs[name] @ right.inputs[name].T  # (b, b')
+        g = g.flatten(0, 1) @ right.outputs[name].flatten(0, 1).T  # (b·k, b'·k')
+        products += (g.view(shape) * a[:, None, :, None]).view_as(products)
+    return products
+
+
+def norms(r: Rows) -> Tensor:
+    """Euclidean length of every row, (b·k,)."""
+    square = r.dense.square().sum(2)  # (b, k)
+    for name, g in r.outputs.items():
+        square = square + r.inputs[name].square().sum(1, keepdim=True) * g.square().sum(2)
+    return square.sqrt().flatten()
+
+
+def _outer_product_layers(draw: Draw, x: Tensor) -> dict[str, nn.Linear]:
+    """Linear layers with trained, unshared weights that are called once and see one vector per example."""
+    owners = Counter(id(p) for module in draw.model.modules() for p in module.parameters(recurse=False))
+    candidates = {
+        name: module
+        for name, module in draw.model.named_modules()
+        if type(module) is nn.Linear and f"{name}.weight" in draw.theta
+        if all(owners[id(p)] == 1 for p in module.parameters())
+    }
+    calls = {name: [] for name in candidates}
+    with ExitStack() as hooks, torch.no_grad():
+        for name, layer in candidates.items():
+            hooks.enter_context(layer.register_forward_hook(lambda _, args, __, c=calls[name]: c.append(args[0].ndim)))
+        draw.model(x)
+    return {name: layer for name, layer in candidates.items() if calls[name] == [2]}
+
+
+def _tap(name: str, shift: dict, seen: dict):
+    """Forward hook: note the layer's input, and add a zero to its output whose gradient is the output's."""
+
+    def hook(_, args, output):
+        seen[name] = args[0][0]
+        return output + shift[name]
+
+    return hook
+
+
+def _with_bias(a: Tensor) -> Tensor:
+    return torch.cat([a, a.new_ones(len(a), 1)], 1)

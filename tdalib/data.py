@@ -1,0 +1,170 @@
+"""Tasks: the images, labels and indices that everything else is a function of."""
+
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]  # relative paths start here, under papermill and in JupyterLab alike
+SHIPPED = {path.stem: path for path in sorted((Path(__file__).parent / "datasets").glob("*.npz"))}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification task: n train and m test points.
+
+    Attributes
+    ----------
+    x_train, x_test : Tensor, (n, ...) and (m, ...), float
+        Images are (n, channels, height, width).
+    y_train, y_test : Tensor, (n,) and (m,), int64
+        Labels 0 … classes − 1.
+    train_index, test_index : ndarray, (n,) and (m,), int64
+        Positions in the source, so that a point can be found again.
+    classes : tuple of str
+    name : str
+    """
+
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    train_index: np.ndarray
+    test_index: np.ndarray
+    classes: tuple[str, ...]
+    name: str
+
+    def fingerprint(self) -> str:
+        """SHA-256 over all images and labels: two tasks with one fingerprint hold the same data."""
+        arrays = (self.x_train, self.y_train, self.x_test, self.y_test)
+        return sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()
+
+
+def load(name: str, *, train_per_class: int, test_per_class: int, seed: int = 0) -> Task:
+    """A class-balanced, seeded subset of a shipped data set, or of your own `.npz` file.
+
+    Parameters
+    ----------
+    name : {"mnist3", "cifar10"} or path of an .npz file
+        A file needs the keys x_train, y_train, x_test, y_test, as `from_arrays` takes them, and may have classes,
+        train_index and test_index. A relative path starts at the repository root.
+    train_per_class, test_per_class : int
+    seed : int
+        Chooses the subset. With one seed, smaller subsets are contained in larger ones.
+
+    Raises
+    ------
+    ValueError
+        An unknown name, or more per class than there are.
+    """
+    arrays = _read(name)
+    picked = {}
+    for role, (split, per_class) in enumerate((("train", train_per_class), ("test", test_per_class))):
+        stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(role,)))
+        keep = _balanced(arrays[f"y_{split}"], per_class, stream, f"{split}_per_class", name)
+        index = arrays.get(f"{split}_index", np.arange(len(arrays[f"y_{split}"])))
+        picked |= {f"x_{split}": arrays[f"x_{split}"][keep], f"y_{split}": arrays[f"y_{split}"][keep]}
+        picked |= {f"{split}_index": index[keep]}
+    return from_arrays(**picked, classes=arrays.get("classes"), name=Path(name).stem)
+
+
+def from_arrays(
+    x_train, y_train, x_test, y_test, *, classes=None, train_index=None, test_index=None, name="arrays"
+) -> Task:
+    """A task from your own arrays.
+
+    Parameters
+    ----------
+    x_train, x_test : array, (n, ...) and (m, ...)
+        uint8 images, (n, height, width) or (n, height, width, 1 or 3), are scaled to [−1, 1] (mean 0.5 and standard
+        deviation 0.5 per channel, as in the paper). Floats are taken as they are, float32 unless float64; float
+        images are (n, channels, height, width).
+    y_train, y_test : int array, (n,) and (m,)
+    classes : sequence of str, optional
+        Names; by default as many numbers as y_train has classes.
+    train_index, test_index : int array, optional
+        Positions in the source; by default 0, 1, 2, …
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not fit, a value that is not finite, a label out of range, a class without a train point.
+    """
+    y_train, y_test = np.asarray(y_train), np.asarray(y_test)
+    classes = tuple(map(str, classes if classes is not None else range(int(y_train.max(initial=0)) + 1)))
+    x_train, x_test = _floats(x_train, "x_train"), _floats(x_test, "x_test")
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise ValueError(f"x_train has points of shape {_shape(x_train)}, x_test of shape {_shape(x_test)}")
+    _check_labels(y_train, len(x_train), classes, "y_train")
+    _check_labels(y_test, len(x_test), classes, "y_test")
+    for label, count in enumerate(np.bincount(y_train.astype(int), minlength=len(classes))):
+        if count == 0:
+            raise ValueError(f"class {label} ({classes[label]!r}) has no train point; every class needs at least one")
+    return Task(
+        x_train=x_train,
+        y_train=torch.as_tensor(y_train.astype(np.int64)),
+        x_test=x_test,
+        y_test=torch.as_tensor(y_test.astype(np.int64)),
+        train_index=_index(train_index, len(x_train), "train_index"),
+        test_index=_index(test_index, len(x_test), "test_index"),
+        classes=classes,
+        name=name,
+    )
+
+
+def _read(name) -> dict[str, np.ndarray]:
+    path = SHIPPED.get(name, ROOT / name)
+    if path.suffix != ".npz" or not path.is_file():
+        raise ValueError(f"dataset {name!r} is not known; choose from {', '.join(SHIPPED)} or give an .npz file")
+    with np.load(path) as file:
+        arrays = dict(file)
+    missing = {"x_train", "y_train", "x_test", "y_test"} - set(arrays)
+    if missing:
+        raise ValueError(f"{name} has no {', '.join(sorted(missing))}; it needs x_train, y_train, x_test and y_test")
+    return arrays
+
+
+def _balanced(labels, per_class, stream, key, name) -> np.ndarray:
+    available = np.bincount(labels)
+    if not 1 <= per_class <= available.min():
+        raise ValueError(f"{key}: {per_class} is not possible; {name} has 1 to {available.min()} per class")
+    chosen = [stream.permutation(np.flatnonzero(labels == label))[:per_class] for label in range(len(available))]
+    return np.concatenate([np.sort(indices) for indices in chosen])
+
+
+def _floats(x, key) -> Tensor:
+    x = np.asarray(x)
+    if x.dtype == np.uint8:
+        if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)):
+            raise ValueError(f"{key}: uint8 images need shape (n, height, width) or (n, height, width, 1 or 3)")
+        x = x[..., None] if x.ndim == 3 else x
+        x = (np.moveaxis(x, -1, 1) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+    x = x if x.dtype == np.float64 else x.astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1)) if len(x) else []
+    if len(x) == 0 or x.ndim < 2:
+        raise ValueError(f"{key} has shape {x.shape}; it needs at least one point and one feature axis")
+    if len(bad):
+        raise ValueError(f"{key}[{bad[0]}] has a value that is not finite; every value must be a number")
+    x = torch.from_numpy(np.ascontiguousarray(x))
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x  # the faster layout on CPUs
+
+
+def _check_labels(y, count, classes, key):
+    if y.shape != (count,):
+        raise ValueError(f"{key} has shape {y.shape}; it needs one label for each of {count} points")
+    if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= len(classes):
+        raise ValueError(f"{key} must hold whole numbers from 0 to {len(classes) - 1}, one for each class")
+
+
+def _index(index, count, key) -> np.ndarray:
+    index = np.arange(count) if index is None else np.asarray(index, dtype=np.int64)
+    if index.shape != (count,):
+        raise ValueError(f"{key} has shape {index.shape}; it needs one position for each of {count} points")
+    return index
+
+
+def _shape(x) -> tuple[int, ...]:
+    return tuple(x.shape[1:])

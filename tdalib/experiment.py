@@ -1,0 +1,207 @@
+"""From a posterior to a labelled array of τ draws: units of work through joblib, each into its chunk."""
+
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import joblib
+import numpy as np
+import torch
+import xarray as xr
+from tqdm import tqdm
+
+from tdalib import attributors, store
+from tdalib.samplers import Draw, Posterior
+from tdalib.training import losses
+
+
+def attribute(
+    posterior: Posterior,
+    methods,
+    *,
+    options: dict[str, dict] | None = None,
+    path: Path | str | None = None,
+    params: dict | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+) -> xr.Dataset:
+    """τ for every draw, train point, test point and method.
+
+    Parameters
+    ----------
+    posterior : Posterior
+    methods : sequence of str
+        Names of attributors, in the order that `method` will have.
+    options : dict, method → keyword options of that attributor
+    path : path, optional
+        Where to keep the result as a Zarr store; what a store at this place already holds is not computed again. By
+        default the result is held in memory.
+    params : dict, optional
+        What the result depends on, kept in the store; by default a description of `posterior` and `methods`.
+    workers : int, optional
+        Processes; by default one for each core. Each computes on one thread, so the numbers do not depend on it.
+    scheduler : str, optional
+        "local" or the address of a dask scheduler; by default joblib's own processes.
+
+    Returns
+    -------
+    Dataset
+        `tau` (sample, train, test, method), `loss` (sample, test), `loss_without` (sample, train, test) with `loo`.
+
+    Raises
+    ------
+    ValueError
+        An unknown method or option, or a store that was made with other params. Nothing is written then.
+    """
+    known = {name: attributors.get(name) for name in methods}
+    if not known:
+        raise ValueError(f"methods is empty; choose from {', '.join(sorted(attributors.METHODS))}")
+    options = {name: (options or {}).get(name, {}) for name in known}
+    probe(posterior, known, options)
+    empty = store.template(posterior, known, params or describe(posterior, options))
+    if path is None:
+        with TemporaryDirectory() as folder:
+            return _fill(Path(folder) / "result.zarr", empty, posterior, known, options, workers, scheduler).load()
+    return _fill(Path(path), empty, posterior, known, options, workers, scheduler)
+
+
+def describe(posterior: Posterior, options: dict[str, dict]) -> dict:
+    """What a result depends on, for one made without a params file."""
+    model = getattr(posterior.model, "func", posterior.model)
+    return {
+        "dataset": posterior.task.name,
+        "model": getattr(model, "__name__", type(model).__name__),
+        "model_options": {k: str(v) for k, v in getattr(posterior.model, "keywords", {}).items()},
+        "sampler": posterior.run.__name__,
+        "seeds": [[m.init_seed, m.batch_seed] for m in posterior.members],
+        "checkpoints": posterior.checkpoints,
+        "method_options": options,
+        **asdict(posterior.recipe),
+    }
+
+
+def probe(posterior: Posterior, methods, options: dict[str, dict]) -> None:
+    """Run every method for real on two train points and one epoch: what cannot work fails here, before any work.
+
+    Raises
+    ------
+    ValueError
+        An unknown method, an option that it cannot take, or an attributor whose τ has the wrong shape.
+    """
+    task = posterior.task
+    small = replace(
+        task, x_train=task.x_train[:2], y_train=task.y_train[:2], x_test=task.x_test[:1], y_test=task.y_test[:1]
+    )
+    short = replace(posterior, task=small, recipe=replace(posterior.recipe, epochs=1), checkpoints=1)
+    (draw,) = short.draws(0)
+    for name in methods:
+        method = attributors.get(name)
+        chosen = options.get(name, {})
+        if method.retrains:
+            shape, expected = method.function(short, 0, [0, 1], **chosen).shape, (1, 2, 1)
+        else:
+            shape, expected = method.function(draw, small, **chosen).shape, (2, 1)
+        if tuple(shape) != expected:
+            raise ValueError(f"method {name!r} gave τ of shape {tuple(shape)} where {expected} is needed")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is computed in one go: some train blocks of one member and one method, a chunk of the store each."""
+
+    member: int
+    method: str
+    blocks: list[int]
+
+
+def _fill(path, empty, posterior, methods, options, workers, scheduler) -> xr.Dataset:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store.create(path, empty)
+    units = _pending(path, empty, methods)
+    if units:
+        with _parallel(workers, scheduler) as parallel:
+            drawn = _draw_members(parallel, path, posterior)
+            jobs = (
+                joblib.delayed(_compute)(unit, posterior, *drawn[unit.member], methods[unit.method], options)
+                for unit in units
+            )
+            for unit, results in tqdm(parallel(jobs), desc="attribution", total=len(units), unit="unit"):
+                for name, block, values in results:
+                    method = (list(methods).index(unit.method),) if name == "tau" else ()
+                    store.write(path, name, (unit.member, block, 0, *method), values)
+    return store.open_result(path)
+
+
+def _pending(path: Path, empty: xr.Dataset, methods: dict) -> list[Unit]:
+    """The units whose chunks are not all there. A retraining unit is one block, an estimate's is all train points."""
+    blocks = range(len(empty.chunksizes["train"]))
+    units = []
+    for k, name in sorted(enumerate(methods), key=lambda item: not methods[item[1]].retrains):  # the longest first
+        for member in range(len(empty.chunksizes["sample"])):
+            todo = [block for block in blocks if not store.is_done(path, "tau", (member, block, 0, k))]
+            together = [[block] for block in todo] if methods[name].retrains else [todo]
+            units += [Unit(member, name, chosen) for chosen in together if chosen]
+    return units
+
+
+def _draw_members(parallel, path: Path, posterior: Posterior) -> dict[int, tuple[list[Draw], np.ndarray]]:
+    """The draws and test losses (checkpoint, test) of every member; the losses go into the store."""
+    count = len(posterior.members)
+    jobs = (joblib.delayed(_member)(posterior, member) for member in range(count))
+    drawn = {}
+    for member, draws, loss in tqdm(parallel(jobs), desc="posterior", total=count, unit="member"):
+        if not store.is_done(path, "loss", (member, 0)):
+            store.write(path, "loss", (member, 0), loss)
+        drawn[member] = (draws, loss)
+    return drawn
+
+
+def _member(posterior: Posterior, member: int):
+    with _one_thread():
+        draws, task = posterior.draws(member), posterior.task
+        loss = torch.stack([losses(d.model, d.theta, task.x_test, task.y_test) for d in draws])
+    return member, draws, loss.numpy()
+
+
+def _compute(unit: Unit, posterior: Posterior, draws: list[Draw], loss: np.ndarray, method, options: dict):
+    """The unit, with (variable, block, values) for its chunks; `tau`, whose chunk marks the unit done, comes last."""
+    n, options = len(posterior.task.x_train), options[unit.method]
+    points = {block: range(n)[block * store.TRAIN_BLOCK :][: store.TRAIN_BLOCK] for block in unit.blocks}
+    results = []
+    with _one_thread():
+        if method.retrains:
+            for block in unit.blocks:
+                without = method.function(posterior, unit.member, points[block], **options).numpy()
+                tau = without - loss[:, None]  # (checkpoint, points, test)
+                results += [("loss_without", block, without), ("tau", block, tau[..., None])]
+        else:
+            tau = torch.stack([method.function(draw, posterior.task, **options) for draw in draws]).numpy()
+            results += [("tau", block, tau[:, points[block], :, None]) for block in unit.blocks]
+    return unit, results
+
+
+@contextmanager
+def _parallel(workers: int | None, scheduler: str | None):
+    settings = {"n_jobs": workers or joblib.cpu_count(), "backend": "loky", "inner_max_num_threads": 1}
+    if scheduler is None:
+        with joblib.parallel_config(**settings), joblib.Parallel(return_as="generator_unordered") as parallel:
+            yield parallel
+        return
+    from distributed import Client
+
+    cluster = {"n_workers": settings["n_jobs"], "threads_per_worker": 1, "dashboard_address": None}
+    where = cluster if scheduler == "local" else {"address": scheduler}
+    with Client(**where), joblib.parallel_config("dask"), joblib.Parallel(return_as="generator_unordered") as parallel:
+        yield parallel
+
+
+@contextmanager
+def _one_thread():
+    """One torch thread, so that sums are taken in one order whatever the number of workers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,162 @@
+"""Params: the one list of names that the run notebook, the YAML files and Python share."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from tdalib import attributors, data, models, samplers
+from tdalib.data import ROOT, Task
+from tdalib.samplers import Posterior
+from tdalib.training import Recipe
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Params(BaseModel):
+    """An experiment. Unknown keys, wrong types and impossible values raise a one-line ValueError.
+
+    The fields and defaults are those of the parameters cell of `notebooks/10_run_experiment.ipynb`, explained there.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "mnist3"
+    dataset: str = "mnist3"
+    train_per_class: Count = 10
+    test_per_class: Count = 50
+    model: str = "cnn2"
+    model_options: dict[str, Any] = {}
+    sampler: str = "deep_ensemble"
+    sampler_options: dict[str, Any] = {}
+    members: Count = 10
+    checkpoints: Count = 5
+    epochs: Count = 15
+    batch_size: Count = 32
+    learning_rate: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-3
+    methods: Annotated[list[str], Field(min_length=1)] = ["loo", "ats", "if", "gd", "gc"]
+    method_options: dict[str, dict[str, Any]] = {}
+    seed: Annotated[int, Field(strict=True, ge=0)] = 0
+    workers: Count | None = None
+    scheduler: str | None = None
+    store: str | None = None
+
+    @classmethod
+    def of(cls, values: dict) -> "Params":
+        """Params from a dict, every key checked.
+
+        Raises
+        ------
+        ValueError
+            One line that names the key and what is allowed.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise ValueError("; ".join(_sentence(e) for e in error.errors())) from None
+
+    @classmethod
+    def read(cls, path) -> "Params":
+        """Params from a YAML file, which holds only what differs from the defaults; `name` is the file's by default."""
+        with open(path, encoding="utf-8") as file:
+            try:
+                values = yaml.safe_load(file) or {}
+            except yaml.YAMLError as error:
+                raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise ValueError("a params file holds 'key: value' lines")
+        return cls.of({"name": Path(path).stem} | values)
+
+    @classmethod
+    def of_notebook(cls, variables: dict) -> "Params":
+        """Params from the variables of the parameters cell."""
+        return cls.of({key: variables[key] for key in cls.model_fields})
+
+    @field_validator("model")
+    @classmethod
+    def _model_is_known(cls, name):
+        models.get(name)
+        return name
+
+    @field_validator("sampler")
+    @classmethod
+    def _sampler_is_known(cls, name):
+        samplers.get(name)
+        return name
+
+    @field_validator("methods")
+    @classmethod
+    def _methods_are_known(cls, names):
+        for name in names:
+            attributors.get(name)
+        if len(set(names)) < len(names):
+            raise ValueError("a method is named twice; each may stand once")
+        return names
+
+    @field_validator("model_options", "sampler_options", "method_options")
+    @classmethod
+    def _options_are_known(cls, options, info):
+        known = info.data
+        if info.field_name == "model_options" and "model" in known:
+            _check_options(known["model"], models.get(known["model"]), options)
+        if info.field_name == "sampler_options" and "sampler" in known:
+            _check_options(known["sampler"], samplers.get(known["sampler"]), options)
+        if info.field_name == "method_options" and "methods" in known:
+            for name in options:
+                if name not in known["methods"]:
+                    raise ValueError(f"{name!r} is not among the methods {', '.join(known['methods'])}")
+                _check_options(name, attributors.get(name).function, options[name])
+        return options
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(self.epochs, self.batch_size, self.learning_rate, self.weight_decay)
+
+    @property
+    def path(self) -> Path:
+        """Where the store lies: `store`, or results/NAME.zarr; a relative path starts at the repository root."""
+        return ROOT / (self.store or f"results/{self.name}.zarr")
+
+    def task(self) -> Task:
+        return data.load(
+            self.dataset, train_per_class=self.train_per_class, test_per_class=self.test_per_class, seed=self.seed
+        )
+
+    def posterior(self, task: Task) -> Posterior:
+        return samplers.get(self.sampler)(
+            models.get(self.model, **self.model_options),
+            task,
+            self.recipe,
+            members=self.members,
+            checkpoints=self.checkpoints,
+            seed=self.seed,
+            **self.sampler_options,
+        )
+
+    def defining(self) -> dict:
+        """The params that the numbers depend on: all but the name, the place and the workers."""
+        return self.model_dump(exclude={"name", "workers", "scheduler", "store"})
+
+
+_GIVEN = {"task", "seed", "model", "recipe", "members", "checkpoints", "draw", "posterior", "member", "points"}
+
+
+def _check_options(name: str, function: Callable, options: dict) -> None:
+    allowed = [key for key in inspect.signature(function).parameters if key not in _GIVEN]
+    for key in options:
+        if key not in allowed:
+            raise ValueError(f"{name} has no option {key!r}; it has {', '.join(allowed) or 'none'}")
+
+
+def _sentence(error: dict) -> str:
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; allowed are {', '.join(Params.model_fields)}"
+    if error["type"] == "value_error":
+        return f"{key}: {error['ctx']['error']}"
+    return f"{key}: {error['input']!r} is not possible; {error['msg'][0].lower()}{error['msg'][1:]}"

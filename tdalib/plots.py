@@ -1,0 +1,114 @@
+"""Figures from labelled tables. No statistics here: every function draws what it is given and returns Axes."""
+
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import xarray as xr
+from matplotlib.axes import Axes
+
+_COLOURS = sns.color_palette("colorblind")
+PALETTE = {name: _COLOURS[k] for k, name in enumerate(("loo", "ats", "if", "gd", "gc"))}  # one colour per method
+
+
+def colour(method: str):
+    """The colour of a method, the same in every figure; methods of your own share the last ones."""
+    return PALETTE.setdefault(method, _COLOURS[len(PALETTE) % len(_COLOURS)])
+
+
+def plot_reliability(table: xr.Dataset, method: str, *, ax: Axes | None = None) -> Axes:
+    """Mean against standard deviation of τ for every pair of a method; the diagonal is SNR = 1, noise is above it."""
+    ax = ax or plt.gca()
+    pairs = table.sel({"method": method})
+    mean, std = (np.abs(pairs[name].values).ravel() for name in ("mean", "std"))
+    shown = (mean > 0) & (std > 0)
+    mean, std = mean[shown], std[shown]
+    if len(mean):
+        low, high = np.percentile(np.concatenate([mean, std]), 0.5), max(mean.max(), std.max())
+        tint = sns.light_palette(colour(method), as_cmap=True)
+        ax.hexbin(mean, std, xscale="log", yscale="log", gridsize=45, mincnt=1, bins="log", cmap=tint)
+        ax.plot([low, high], [low, high], color="0.2", linewidth=1)
+        ax.set(xlim=(low, high), ylim=(low, high))
+    share = float(pairs.noise_dominated.mean())
+    ax.text(0.04, 0.96, f"{share:.0%} of pairs\nnoise > signal", transform=ax.transAxes, va="top")
+    unit = _unit(table, method)
+    ax.set(xlabel=f"|mean τ| ({unit})", ylabel=f"std of τ over members ({unit})", title=method, aspect="equal")
+    return ax
+
+
+def plot_noise_share(summary: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Share of pairs with std > |mean|, a bar for each method."""
+    ax = ax or plt.gca()
+    share = summary["std > |mean|"]
+    sns.barplot(x=share.index, y=share.values, hue=share.index, palette=list(map(colour, share.index)), ax=ax)
+    for k, value in enumerate(share):
+        ax.text(k, value, f"{value:.0%}", ha="center", va="bottom")
+    ax.set(xlabel="method", ylabel="share of pairs, std > |mean|", ylim=(0, 1.08))
+    return ax
+
+
+def plot_snr(table: xr.Dataset, *, ax: Axes | None = None) -> Axes:
+    """Histogram of the signal-to-noise ratio |mean| / std over pairs, a line for each method; below 1 noise wins."""
+    ax = ax or plt.gca()
+    frame = _long(table, "snr")
+    frame = frame[(frame.snr > 0) & np.isfinite(frame.snr)]
+    sns.histplot(
+        frame, x="snr", hue="method", palette=_palette(table), log_scale=True, element="step", fill=False, bins=60,
+        stat="proportion", common_norm=False, ax=ax,
+    )  # fmt: skip
+    ax.axvline(1, color="0.2", linewidth=1)
+    ax.set(xlabel="signal-to-noise ratio |mean τ| / std τ", ylabel="share of pairs")
+    return ax
+
+
+def plot_p_values(table: xr.Dataset, p: str, *, ax: Axes | None = None) -> Axes:
+    """Cumulative share of pairs with a p-value below x, a line for each method; pure noise gives p_t the diagonal."""
+    ax = ax or plt.gca()
+    sns.ecdfplot(_long(table, p), x=p, hue="method", palette=_palette(table), ax=ax)
+    ax.axvline(0.05, color="0.2", linewidth=1, linestyle=":")
+    label = {"p_t": "p_t: is E[τ] = 0? (Student t)", "p_noise": "p_noise: could one draw be noise?"}[p]
+    if p == "p_t":
+        ax.plot([0, 1], [0, 1], color="0.6", linewidth=1)
+    ax.set(xlabel=label, ylabel="share of pairs below", xlim=(0, 1), ylim=(0, 1))
+    return ax
+
+
+def plot_draws(tau: xr.DataArray, *, ax: Axes | None = None) -> Axes:
+    """The τ draws of one pair and method, (sample,): a row of dots, with the members' means as diamonds."""
+    ax = ax or plt.gca()
+    method = str(tau.method.item())
+    members = tau.groupby("member").mean()
+    ax.axvline(0, color="0.2", linewidth=1)
+    ax.scatter(tau, tau.member, color=colour(method), alpha=0.5, s=14, linewidth=0)
+    ax.scatter(members, members.member, color=colour(method), marker="D", s=26, edgecolor="0.2", linewidth=0.6)
+    unit = json.loads(tau.attrs.get("units", "{}")).get(method, "")
+    ax.set(xlabel=f"τ {method} ({unit})", ylabel="member", yticks=[members.member.values[0], members.member.values[-1]])
+    return ax
+
+
+def plot_image(image, title: str, *, ax: Axes | None = None) -> Axes:
+    """One image, (channels, height, width) in any range, scaled to its own minimum and maximum."""
+    ax = ax or plt.gca()
+    image = np.moveaxis(np.asarray(image), 0, -1)  # (height, width, channels)
+    span = np.ptp(image)
+    ax.imshow(((image - image.min()) / (span if span > 0 else 1)).squeeze(), cmap="gray")
+    ax.set_title(title)
+    ax.axis("off")
+    return ax
+
+
+def _long(table: xr.Dataset, name: str) -> pd.DataFrame:
+    values = table[name].transpose("method", ...)
+    return pd.DataFrame({str(m): values[k].values.ravel() for k, m in enumerate(table.method.values)}).melt(
+        var_name="method", value_name=name
+    )
+
+
+def _palette(table: xr.Dataset) -> dict:
+    return {str(method): colour(str(method)) for method in table.method.values}
+
+
+def _unit(table: xr.Dataset, method: str) -> str:
+    return json.loads(table.attrs["units"]).get(method, "")

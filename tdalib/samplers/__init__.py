@@ -1,0 +1,10 @@
+"""Samplers: ways to draw θ ~ p(θ|D), and to draw again with one point left out.
+
+A sampler is one file with two functions: one that describes the posterior and names every random number of it
+(→ `Posterior`), and one that runs a member, `(posterior, member, without=None) → list[Draw]`.
+"""
+
+from tdalib.samplers.deep_ensemble import deep_ensemble
+from tdalib.samplers.posterior import SAMPLERS, Draw, Member, Posterior, derive_seed, get, register
+
+__all__ = ["SAMPLERS", "Draw", "Member", "Posterior", "deep_ensemble", "derive_seed", "get", "register"]

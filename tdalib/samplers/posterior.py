@@ -1,0 +1,89 @@
+"""What every sampler gives: a posterior of members, each a list of draws with provenance."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from tdalib.data import Task
+from tdalib.training import Recipe, Theta
+
+SAMPLERS: dict[str, Callable[..., "Posterior"]] = {}
+
+
+def register(name: str):
+    """Decorator: make a function (model, task, recipe, *, members, checkpoints, seed, **options) → Posterior known."""
+
+    def decorate(function):
+        SAMPLERS[name] = function
+        return function
+
+    return decorate
+
+
+def get(name: str) -> Callable[..., "Posterior"]:
+    """The sampler called `name`."""
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler {name!r} is not known; choose from {', '.join(sorted(SAMPLERS))}")
+    return SAMPLERS[name]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One θ ~ p(θ|D) with its provenance. `model` is the network in eval mode, θ goes in by `functional_call`."""
+
+    theta: Theta
+    model: nn.Module
+    recipe: Recipe
+    member: int
+    checkpoint: int  # epoch, counted from 1
+    init_seed: int
+    batch_seed: int
+
+
+@dataclass(frozen=True)
+class Member:
+    """One independent run of a sampler, with all that is random about it."""
+
+    index: int
+    init_seed: int
+    batch_seed: int
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """p(θ|D) as members × checkpoints draws, each a pure function of the seeds: nothing runs until `draws` is called.
+
+    Attributes
+    ----------
+    task : Task
+    model : (task, seed) → nn.Module
+    recipe : Recipe
+    members : tuple of Member
+    checkpoints : int
+        Draws per member: θ after each of the last `checkpoints` epochs.
+    run : (posterior, member, without) → list of Draw
+    """
+
+    task: Task
+    model: Callable[[Task, int], nn.Module]
+    recipe: Recipe
+    members: tuple[Member, ...]
+    checkpoints: int
+    run: Callable[..., list[Draw]]
+
+    def __post_init__(self):
+        if not self.members:
+            raise ValueError("members: 0 is not possible; a posterior needs at least 1")
+        if not 1 <= self.checkpoints <= self.recipe.epochs:
+            raise ValueError(f"checkpoints: {self.checkpoints} is not possible with {self.recipe.epochs} epochs")
+
+    def draws(self, member: int, without: int | None = None) -> list[Draw]:
+        """The draws of one member; with `without`, those it would have given had that train point weighed nothing."""
+        return self.run(self, self.members[member], without)
+
+
+def derive_seed(seed: int, member: int, role: int) -> int:
+    """A seed for one role (0: initialisation, 1: batch order) of one member, independent of all others."""
+    return int(np.random.SeedSequence(seed, spawn_key=(member, role)).generate_state(1)[0])

@@ -1,0 +1,156 @@
+"""The result on disk: one xarray Dataset in Zarr, in which a chunk is a finished unit of work."""
+
+import json
+import shutil
+import subprocess
+import warnings
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import dask.array
+import numpy as np
+import xarray as xr
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from tdalib.data import ROOT
+
+DIMS = ("sample", "train", "test", "method")
+TRAIN_BLOCK = 25  # train points in a chunk
+SIGN = "tau > 0: the train point helps; removing it raises the loss at the test point"
+
+
+def template(posterior, methods: dict, params: dict) -> xr.Dataset:
+    """The labelled, empty result: the one place that owns dims, coordinates and attributes.
+
+    Parameters
+    ----------
+    posterior : Posterior
+    methods : dict, name → Method
+    params : dict
+        What the result depends on; a store made with other params is refused.
+
+    Returns
+    -------
+    Dataset with `tau` (sample, train, test, method), `loss` (sample, test) and, with a method that retrains,
+    `loss_without` (sample, train, test): float32, NaN, lazy, in chunks of (one member, TRAIN_BLOCK, all, 1).
+    """
+    task, kept = posterior.task, posterior.checkpoints
+    names = np.array(task.classes)
+    sizes = {
+        "sample": len(posterior.members) * kept,
+        "train": len(task.x_train),
+        "test": len(task.x_test),
+        "method": len(methods),
+    }
+    chunk = {"sample": kept, "train": min(TRAIN_BLOCK, sizes["train"]), "test": sizes["test"], "method": 1}
+
+    def empty(*dims):
+        shape, chunks = [sizes[d] for d in dims], [chunk[d] for d in dims]
+        return dims, dask.array.full(shape, np.nan, dtype=np.float32, chunks=chunks)
+
+    variables = {"tau": empty(*DIMS), "loss": empty("sample", "test")}
+    if any(method.retrains for method in methods.values()):
+        variables["loss_without"] = empty("sample", "train", "test")
+    last = posterior.recipe.epochs
+    members = posterior.members
+    coords = {
+        "member": ("sample", np.repeat([m.index for m in members], kept)),
+        "checkpoint": ("sample", np.tile(np.arange(last - kept + 1, last + 1), len(members))),
+        "init_seed": ("sample", np.repeat([m.init_seed for m in members], kept)),
+        "batch_seed": ("sample", np.repeat([m.batch_seed for m in members], kept)),
+        "train_index": ("train", task.train_index),
+        "train_label": ("train", task.y_train.numpy()),
+        "train_class": ("train", names[task.y_train.numpy()].astype(object)),
+        "test_index": ("test", task.test_index),
+        "test_label": ("test", task.y_test.numpy()),
+        "test_class": ("test", names[task.y_test.numpy()].astype(object)),
+        "method": ("method", np.array(list(methods), dtype=object)),
+    }
+    units = {name: method.unit for name, method in methods.items()}
+    packages = ("torch", "numpy", "scipy", "xarray", "zarr")
+    attrs = {
+        "sign": SIGN,
+        "units": json.dumps(units),
+        "params": json.dumps(params, sort_keys=True),
+        "data_sha256": task.fingerprint(),
+        "versions": json.dumps({"tdalib": version("tdalib")} | {name: version(name) for name in packages}),
+        "git_revision": _revision(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    result = xr.Dataset(variables, coords, attrs)
+    result["tau"].attrs = {"long_name": "attribution", "units": json.dumps(units), "sign": SIGN}
+    result["loss"].attrs = {"long_name": "test loss at θ", "units": "nats"}
+    if "loss_without" in result:
+        result["loss_without"].attrs = {"long_name": "test loss at θ without the train point", "units": "nats"}
+    return result
+
+
+def create(path: Path, empty: xr.Dataset) -> None:
+    """Lay out a store at `path`; one that is there already is kept if it was made with the same params and data.
+
+    Raises
+    ------
+    ValueError
+        The store was made with other params or other data, or `path` is something else.
+    """
+    if path.exists():
+        return check(path, json.loads(empty.attrs["params"]), empty.attrs["data_sha256"])
+    draft = path.with_name(f"{path.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    codecs = {"compressors": (ZstdCodec(), Crc32cCodec()), "write_empty_chunks": True}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata")  # xr.open_zarr asks for it all the same
+        empty.to_zarr(draft, compute=False, zarr_format=3, encoding={name: codecs for name in empty.data_vars})
+    draft.rename(path)
+
+
+def check(path: Path, params: dict, data_sha256: str | None = None) -> None:
+    """Refuse a store that was made with other params or other data, naming what differs."""
+    try:
+        made = zarr.open_group(path, mode="r").attrs
+        before = json.loads(made["params"])
+    except (FileNotFoundError, KeyError, NotADirectoryError):
+        raise ValueError(f"store {path} exists and is not a tdalib store; choose another") from None
+    for key in sorted(before.keys() | params.keys()):
+        if before.get(key) != params.get(key):
+            was, now = before.get(key), params.get(key)
+            raise ValueError(f"store {path} was made with {key}: {was}, not {now}; choose another store")
+    if data_sha256 not in (None, made["data_sha256"]):
+        raise ValueError(f"store {path} was made with other images or labels; choose another store")
+
+
+def open_result(path) -> xr.Dataset:
+    """The stored Dataset, lazily; a relative path starts at the repository root.
+
+    Raises
+    ------
+    FileNotFoundError
+        Nothing is there; the sentence says how to make a store.
+    """
+    path = ROOT / path
+    if not path.is_dir():
+        raise FileNotFoundError(f"no store at {path}; make one: python -m tdalib.run params/{path.stem}.yaml")
+    return xr.open_zarr(path)
+
+
+def write(path: Path, name: str, chunk: tuple[int, ...], values: np.ndarray) -> None:
+    """Write one chunk of variable `name`, whole and at once; `chunk` counts chunks along each dim."""
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        array = zarr.open_group(path, mode="r+")[name]
+        array[tuple(slice(k * size, (k + 1) * size) for k, size in zip(chunk, array.chunks, strict=True))] = values
+
+
+def is_done(path: Path, name: str, chunk: tuple[int, ...]) -> bool:
+    """Whether the chunk exists: it is written only when finished."""
+    return path.joinpath(name, "c", *map(str, chunk)).is_file()
+
+
+def _revision() -> str:
+    """The git revision of the source, with '+' when it holds uncommitted changes."""
+    try:
+        git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty=+"]
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

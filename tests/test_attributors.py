@@ -1,0 +1,232 @@
+"""Every attributor against a case with a closed form, brute force, or refits."""
+
+from copy import deepcopy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.stats import spearmanr
+from torch import nn
+from torch.func import functional_call
+
+from tdalib import Recipe, attribute, attributors, data, deep_ensemble, models
+from tdalib.samplers import Posterior
+from tdalib.training import batch_order, train
+
+STRONG_L2 = Recipe(epochs=300, batch_size=90, learning_rate=0.01, weight_decay=1.0)
+
+
+@pytest.fixture(scope="module")
+def convex(blobs):
+    """Logistic regression with strong L2, trained to convergence on full batches."""
+    return deep_ensemble("logreg", blobs, STRONG_L2, members=1, checkpoints=1)
+
+
+@pytest.fixture(scope="module")
+def conv_draw():
+    """A float64 draw of cnn2 after two epochs, and its task."""
+    task = data.load("mnist3", train_per_class=3, test_per_class=2)
+    task = replace(task, x_train=task.x_train.double(), x_test=task.x_test.double())
+    (draw,) = deep_ensemble("cnn2", task, Recipe(epochs=2), members=1, checkpoints=1).draws(0)
+    return draw, task
+
+
+def brute_gradients(draw, x, y):
+    """∇L one point at a time, (points, P)."""
+    rows = []
+    for xi, yi in zip(x, y, strict=True):
+        theta = {name: p.detach().requires_grad_() for name, p in draw.theta.items()}
+        loss = F.cross_entropy(functional_call(draw.model, theta, (xi[None],)), yi[None])
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(theta.values()))]))
+    return torch.stack(rows)
+
+
+def loo(posterior, points=None):
+    """τ_LOO (checkpoint, train, test) of member 0, straight from the attributor."""
+    task = posterior.task
+    points = range(len(task.x_train)) if points is None else points
+    draws = posterior.draws(0)
+    before = torch.stack([F.cross_entropy(d.model(task.x_test), task.y_test, reduction="none") for d in draws[-1:]])
+    return attributors.leave_one_out(posterior, 0, points)[-1:] - before.detach()[:, None]
+
+
+def test_loo_agrees_with_influence_on_convex_model(convex, blobs):
+    (draw,) = convex.draws(0)
+    pull = brute_gradients(draw, blobs.x_train, blobs.y_train).mean(0)
+    pull += STRONG_L2.weight_decay * torch.cat([p.flatten() for p in draw.theta.values()])
+    assert pull.norm() < 1e-6  # converged
+    truth = loo(convex, range(0, 90, 3))[0]
+    estimate = attributors.influence(draw, blobs)[::3]
+    assert spearmanr(truth.flatten(), estimate.flatten()).statistic > 0.99
+    slope = (truth * estimate).sum() / estimate.square().sum()
+    assert abs(slope - 1) < 0.03
+    assert (truth - estimate).norm() / truth.norm() < 0.03
+
+
+def test_influence_equals_dense_hessian(convex, blobs):
+    (draw,) = convex.draws(0)
+    names, shapes = list(draw.theta), [p.shape for p in draw.theta.values()]
+    flat = torch.cat([p.flatten() for p in draw.theta.values()])
+
+    def mean_loss(vector):
+        parts = vector.split([s.numel() for s in shapes])
+        theta = {n: part.view(s) for n, part, s in zip(names, parts, shapes, strict=True)}
+        return F.cross_entropy(functional_call(draw.model, theta, (blobs.x_train,)), blobs.y_train)
+
+    hessian = torch.func.hessian(mean_loss)(flat) + STRONG_L2.weight_decay * torch.eye(len(flat), dtype=torch.float64)
+    train = brute_gradients(draw, blobs.x_train, blobs.y_train)
+    test = brute_gradients(draw, blobs.x_test, blobs.y_test)
+    expected = train @ torch.linalg.solve(hessian, test.T) / len(train)
+    torch.testing.assert_close(attributors.influence(draw, blobs), expected, rtol=1e-8, atol=1e-12)
+
+
+def test_influence_equals_dense_gauss_newton_on_a_network(conv_draw):
+    draw, task = conv_draw
+    p = draw.model(task.x_train).softmax(1).detach()
+    jacobian = torch.stack(
+        [
+            torch.cat([g.flatten() for g in torch.autograd.grad(out, list(draw.model.parameters()), retain_graph=True)])
+            for xi in task.x_train
+            for out in draw.model(xi[None])[0]
+        ]
+    )  # (n·C, P), at the last θ, which the model itself holds
+    n, damping = len(p), 0.01
+    curvature = torch.block_diag(*(torch.diag(q) - torch.outer(q, q) for q in p)) / n  # (n·C, n·C)
+    train = brute_gradients(draw, task.x_train, task.y_train)
+    test = brute_gradients(draw, task.x_test, task.y_test)
+    # (λI + JᵀΛJ)⁻¹ = (I − Jᵀ (λI + ΛJJᵀ)⁻¹ ΛJ) / λ
+    inner = torch.linalg.solve(
+        damping * torch.eye(len(curvature), dtype=torch.float64) + curvature @ jacobian @ jacobian.T, curvature
+    )
+    solved = (train - train @ jacobian.T @ inner.T @ jacobian) / damping
+    expected = solved @ test.T / n
+    torch.testing.assert_close(attributors.influence(draw, task, damping=damping), expected, rtol=1e-6, atol=1e-10)
+    by_cg = attributors.influence(draw, task, damping=damping, solver="cg")
+    assert (by_cg - expected).norm() / expected.norm() < 1e-5
+
+
+@pytest.mark.parametrize("method", ["gd", "gc"])
+def test_gradient_products_equal_brute_force(conv_draw, method):
+    draw, task = conv_draw
+    train = brute_gradients(draw, task.x_train, task.y_train)
+    test = brute_gradients(draw, task.x_test, task.y_test)
+    if method == "gc":
+        train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
+    tau = attributors.get(method).function(draw, task)
+    torch.testing.assert_close(tau, train @ test.T, rtol=1e-5, atol=0)
+
+
+def test_gradient_products_of_a_model_without_shortcuts(blobs):
+    """A linear layer that is used twice, and one inside a sequence, must take the general path."""
+
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.twice, self.tokens, self.last = nn.Linear(4, 4), nn.Linear(2, 3), nn.Linear(6, 3)
+
+        def forward(self, x):
+            x = self.twice(torch.tanh(self.twice(x)))
+            return self.last(torch.tanh(self.tokens(x.view(len(x), 2, 2))).flatten(1))
+
+    odd = models.register("odd")(lambda task, seed: Odd())
+    (draw,) = deep_ensemble(odd, blobs, Recipe(epochs=1), members=1, checkpoints=1).draws(0)
+    expected = brute_gradients(draw, blobs.x_train, blobs.y_train) @ brute_gradients(draw, blobs.x_test, blobs.y_test).T
+    torch.testing.assert_close(attributors.grad_dot(draw, blobs), expected, rtol=1e-5, atol=1e-12)
+    del models.MODELS["odd"]
+
+
+def test_frozen_parameters_stay_out_of_the_gradients(blobs):
+    def half_frozen(task, seed):
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+        model[0].requires_grad_(False)
+        model[2].bias.requires_grad_(False)
+        return model
+
+    (draw,) = deep_ensemble(half_frozen, blobs, Recipe(epochs=1), members=1, checkpoints=1).draws(0)
+    assert set(draw.theta) == {"2.weight"}
+    expected = brute_gradients(draw, blobs.x_train, blobs.y_train) @ brute_gradients(draw, blobs.x_test, blobs.y_test).T
+    torch.testing.assert_close(attributors.grad_dot(draw, blobs), expected, rtol=1e-5, atol=1e-12)
+
+
+def test_ats_is_one_adam_step(conv_draw):
+    draw, task = conv_draw
+    recipe = draw.recipe
+    gradient = brute_gradients(draw, task.x_train[:1], task.y_train[:1])[0]
+    theta = torch.cat([p.flatten() for p in draw.theta.values()])
+    step = gradient + recipe.weight_decay * theta
+    moved = theta - recipe.learning_rate * step / (step.abs() + 1e-8)  # Adam's first step, bias-corrected
+    parts = moved.split([p.numel() for p in draw.theta.values()])
+    after = {name: v.view_as(p) for v, (name, p) in zip(parts, draw.theta.items(), strict=True)}
+
+    def losses(theta):
+        return F.cross_entropy(functional_call(draw.model, theta, (task.x_test,)), task.y_test, reduction="none")
+
+    expected = losses(draw.theta) - losses(after)
+    torch.testing.assert_close(attributors.one_more_step(draw, task)[0], expected, rtol=1e-6, atol=1e-10)
+
+
+def test_point_in_no_batch_has_no_effect(digits):
+    """The same sampler, except that its batches skip point 4: removing that point must change nothing at all."""
+
+    def skipping(posterior, member, without=None):
+        model = posterior.model(digits, member.init_seed)
+        order = batch_order(len(digits.x_train), posterior.recipe, member.batch_seed)
+        batches = [[batch[batch != 4] for batch in epoch] for epoch in order]
+        (theta,) = train(model, digits.x_train, digits.y_train, posterior.recipe, batches, without=without)
+        return [replace(whole.draws(0)[0], theta=theta, model=model)]
+
+    whole = deep_ensemble("cnn2", digits, Recipe(epochs=2, batch_size=2), members=1, checkpoints=1)
+    skipped = Posterior(digits, whole.model, whole.recipe, whole.members, 1, run=skipping)
+    tau = attribute(skipped, ["loo"], workers=1).tau.values[0, :, :, 0]
+    assert (tau[4] == 0).all()
+    assert all((tau[j] != 0).any() for j in (0, 1, 2, 3, 5))
+
+
+def test_tau_permutes_with_the_train_set(convex, blobs):
+    order = np.random.default_rng(1).permutation(len(blobs.x_train))
+    shuffled = replace(blobs, x_train=blobs.x_train[order], y_train=blobs.y_train[order])
+    moved = deep_ensemble("logreg", shuffled, STRONG_L2, members=1, checkpoints=1)
+    for name in ("ats", "if", "gd", "gc"):
+        function = attributors.get(name).function
+        before, after = function(convex.draws(0)[0], blobs), function(moved.draws(0)[0], shuffled)
+        torch.testing.assert_close(after, before[order], rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(loo(moved, range(3)), loo(convex, order[:3]), rtol=1e-3, atol=1e-6)
+
+
+def test_continue_protocol_trains_on_from_each_checkpoint(digits):
+    posterior = deep_ensemble("cnn2", digits, Recipe(epochs=2), members=1, checkpoints=2)
+    draws = posterior.draws(0)
+    without = attributors.leave_one_out(posterior, 0, [3], protocol="continue")
+    model = posterior.model(digits, 0)
+    model.load_state_dict(draws[0].theta)
+    batches = batch_order(len(digits.x_train), posterior.recipe, draws[0].batch_seed)
+    train(model, digits.x_train, digits.y_train, posterior.recipe, batches, without=3)
+    expected = F.cross_entropy(model(digits.x_test), digits.y_test, reduction="none")
+    torch.testing.assert_close(without[0, 0], expected.detach(), rtol=1e-4, atol=1e-5)
+    assert without.shape == (2, 1, 6)
+
+
+def test_grad_dot_equals_captum_tracin(conv_draw):
+    tracin = pytest.importorskip("captum.influence").TracInCP
+    draw, task = conv_draw
+    dataset = torch.utils.data.TensorDataset(task.x_train, task.y_train)
+
+    def load(model, _):
+        model.load_state_dict(draw.theta)
+        return 1.0
+
+    model = deepcopy(draw.model).to(memory_format=torch.contiguous_format)  # captum takes views of the gradients
+    peer = tracin(model, dataset, ["only"], load, loss_fn=nn.CrossEntropyLoss(reduction="none"), batch_size=4)
+    expected = peer.influence((task.x_test, task.y_test)).T
+    torch.testing.assert_close(attributors.grad_dot(draw, task), expected, rtol=1e-6, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [({"damping": 0}, "needs λ > 0"), ({"solver": "lu"}, "choose from ggn, cg")],
+)
+def test_influence_refuses(conv_draw, bad, message):
+    with pytest.raises(ValueError, match=message):
+        attributors.influence(*conv_draw, **bad)
