@@ -50,12 +50,10 @@ def main(arguments=None) -> int:
             return 2
     for path, params in zip(paths, experiments, strict=True):
         try:
-            print(f"{path}: see {run(params)}")
+            print(f"{path}: done, see {run(params)}")
         except Exception as error:  # whatever a notebook can raise
-            print(
-                f"{path}: {' '.join(str(error).split('\n')[-1:])}; see {params.path.with_suffix('.ipynb')}",
-                file=sys.stderr,
-            )
+            reason = str(error).strip().splitlines()[-1]
+            print(f"{path}: {reason}; see {params.path.with_suffix('.ipynb')}", file=sys.stderr)
             return 1
     return 0
 

@@ -13,7 +13,7 @@ def by_member(tau: xr.DataArray) -> xr.DataArray:
 
     Checkpoints of one member are correlated, so they are no independent evidence: inference counts members.
     """
-    return tau.groupby("member").mean("sample", keep_attrs=True)
+    return tau.groupby(tau.member.compute()).mean("sample", keep_attrs=True)
 
 
 def per_pair(tau: xr.DataArray) -> xr.Dataset:
@@ -39,6 +39,7 @@ def per_pair(tau: xr.DataArray) -> xr.Dataset:
     with np.errstate(invalid="ignore", divide="ignore"):
         snr = abs(mean) / std
     never = (mean == 0) & (std == 0)
+    draws = draws.chunk({"member": -1}) if draws.chunks else draws
     table = xr.Dataset(
         {
             "mean": mean,
@@ -49,7 +50,7 @@ def per_pair(tau: xr.DataArray) -> xr.Dataset:
             "p_noise": xr.apply_ufunc(_noise_p, snr, dask="parallelized").where(~never, 1),
         }
     )
-    return table.assign_attrs(units=tau.attrs.get("units", json.dumps({})), members=draws.sizes["member"])
+    return table.compute().assign_attrs(units=tau.attrs.get("units", json.dumps({})), members=draws.sizes["member"])
 
 
 def summary(table: xr.Dataset) -> pd.DataFrame:

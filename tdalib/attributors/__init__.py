@@ -12,6 +12,13 @@ from tdalib.attributors.loo import leave_one_out
 from tdalib.attributors.methods import METHODS, Method, get, register
 
 __all__ = [
-    *("METHODS", "Method", "get", "register"),
-    *("leave_one_out", "one_more_step", "influence", "grad_dot", "grad_cos"),
+    "METHODS",
+    "Method",
+    "get",
+    "grad_cos",
+    "grad_dot",
+    "influence",
+    "leave_one_out",
+    "one_more_step",
+    "register",
 ]
