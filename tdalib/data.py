@@ -61,14 +61,21 @@ def load(name: str, *, train_per_class: int, test_per_class: int, seed: int = 0)
         An unknown name, or more per class than there are.
     """
     arrays = _read(name)
-    picked = {}
+    classes = _names(arrays.get("classes"), arrays["y_train"])
+    picked = {"classes": classes, "name": Path(name).stem}
     for role, (split, per_class) in enumerate((("train", train_per_class), ("test", test_per_class))):
+        x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
+        _check_finite(x, f"x_{split}")
+        _check_labels(y, len(x), classes, f"y_{split}")
+        available = _count(y, classes, split).min()
+        if not 1 <= per_class <= available:
+            raise ValueError(f"{split}_per_class: {per_class} is not possible; {name} has 1 to {available} per class")
         stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(role,)))
-        keep = _balanced(arrays[f"y_{split}"], per_class, stream, f"{split}_per_class", name)
-        index = arrays.get(f"{split}_index", np.arange(len(arrays[f"y_{split}"])))
-        picked |= {f"x_{split}": arrays[f"x_{split}"][keep], f"y_{split}": arrays[f"y_{split}"][keep]}
-        picked |= {f"{split}_index": index[keep]}
-    return from_arrays(**picked, classes=arrays.get("classes"), name=Path(name).stem)
+        keep = [stream.permutation(np.flatnonzero(y == label))[:per_class] for label in range(len(classes))]
+        keep = np.concatenate([np.sort(positions) for positions in keep])
+        index = arrays.get(f"{split}_index", np.arange(len(y)))
+        picked |= {f"x_{split}": x[keep], f"y_{split}": y[keep], f"{split}_index": index[keep]}
+    return from_arrays(**picked)
 
 
 def from_arrays(
@@ -94,15 +101,13 @@ def from_arrays(
         Shapes that do not fit, a value that is not finite, a label out of range, a class without a train point.
     """
     y_train, y_test = np.asarray(y_train), np.asarray(y_test)
-    classes = tuple(map(str, classes if classes is not None else range(int(y_train.max(initial=0)) + 1)))
+    classes = _names(classes, y_train)
     x_train, x_test = _floats(x_train, "x_train"), _floats(x_test, "x_test")
     if x_train.shape[1:] != x_test.shape[1:]:
-        raise ValueError(f"x_train has points of shape {_shape(x_train)}, x_test of shape {_shape(x_test)}")
+        raise ValueError(f"points of x_train have shape {_point(x_train)}, those of x_test {_point(x_test)}")
     _check_labels(y_train, len(x_train), classes, "y_train")
     _check_labels(y_test, len(x_test), classes, "y_test")
-    for label, count in enumerate(np.bincount(y_train.astype(int), minlength=len(classes))):
-        if count == 0:
-            raise ValueError(f"class {label} ({classes[label]!r}) has no train point; every class needs at least one")
+    _count(y_train, classes, "train")
     return Task(
         x_train=x_train,
         y_train=torch.as_tensor(y_train.astype(np.int64)),
@@ -127,29 +132,39 @@ def _read(name) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _balanced(labels, per_class, stream, key, name) -> np.ndarray:
-    available = np.bincount(labels)
-    if not 1 <= per_class <= available.min():
-        raise ValueError(f"{key}: {per_class} is not possible; {name} has 1 to {available.min()} per class")
-    chosen = [stream.permutation(np.flatnonzero(labels == label))[:per_class] for label in range(len(available))]
-    return np.concatenate([np.sort(indices) for indices in chosen])
+def _names(classes, labels) -> tuple[str, ...]:
+    if classes is None:
+        classes = range(int(np.max(labels, initial=0)) + 1)
+    return tuple(map(str, classes))
+
+
+def _count(labels, classes, split) -> np.ndarray:
+    """Points per class; none may be empty."""
+    counts = np.bincount(labels.astype(int), minlength=len(classes))
+    if (counts == 0).any():
+        label = int(counts.argmin())
+        raise ValueError(f"class {label} ({classes[label]!r}) has no {split} point; every class needs at least one")
+    return counts
 
 
 def _floats(x, key) -> Tensor:
     x = np.asarray(x)
+    if x.ndim < 2 or len(x) == 0:
+        raise ValueError(f"{key} has shape {x.shape}; it needs at least one point and one feature axis")
     if x.dtype == np.uint8:
         if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)):
             raise ValueError(f"{key}: uint8 images need shape (n, height, width) or (n, height, width, 1 or 3)")
         x = x[..., None] if x.ndim == 3 else x
         x = (np.moveaxis(x, -1, 1) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
-    x = x if x.dtype == np.float64 else x.astype(np.float32)
-    bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1)) if len(x) else []
-    if len(x) == 0 or x.ndim < 2:
-        raise ValueError(f"{key} has shape {x.shape}; it needs at least one point and one feature axis")
+    _check_finite(x, key)
+    x = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float64 if x.dtype == np.float64 else np.float32))
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x  # the faster layout on CPUs
+
+
+def _check_finite(x, key):
+    bad = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1)) if x.dtype.kind == "f" else ()
     if len(bad):
         raise ValueError(f"{key}[{bad[0]}] has a value that is not finite; every value must be a number")
-    x = torch.from_numpy(np.ascontiguousarray(x))
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x  # the faster layout on CPUs
 
 
 def _check_labels(y, count, classes, key):
@@ -166,5 +181,5 @@ def _index(index, count, key) -> np.ndarray:
     return index
 
 
-def _shape(x) -> tuple[int, ...]:
+def _point(x) -> tuple[int, ...]:
     return tuple(x.shape[1:])

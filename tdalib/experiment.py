@@ -160,8 +160,9 @@ def _draw_members(parallel, path: Path, posterior: Posterior) -> dict[int, tuple
 def _member(posterior: Posterior, member: int):
     with _one_thread():
         draws, task = posterior.draws(member), posterior.task
-        loss = torch.stack([losses(d.model, d.theta, task.x_test, task.y_test) for d in draws])
-    return member, draws, loss.numpy()
+        loss = torch.stack([losses(d.model, d.theta, task.x_test, task.y_test) for d in draws]).numpy()
+    _check_finite(loss, f"the test loss of member {member}")
+    return member, draws, loss
 
 
 def _compute(unit: Unit, posterior: Posterior, draws: list[Draw], loss: np.ndarray, method, options: dict):
@@ -178,7 +179,16 @@ def _compute(unit: Unit, posterior: Posterior, draws: list[Draw], loss: np.ndarr
         else:
             tau = torch.stack([method.function(draw, posterior.task, **options) for draw in draws]).numpy()
             results += [("tau", block, tau[:, points[block], :, None]) for block in unit.blocks]
+    for name, _, values in results:
+        _check_finite(values, f"{name} of member {unit.member} by {unit.method}")
     return unit, results
+
+
+def _check_finite(values: np.ndarray, what: str) -> None:
+    if not np.isfinite(
+        values
+    ).all():  # NaN stands for "not computed" in a store, so it must not come from a computation
+        raise RuntimeError(f"{what} is not finite: the training diverged; a lower learning_rate helps")
 
 
 @contextmanager

@@ -31,10 +31,8 @@ def plot_reliability(table: xr.Dataset, method: str, *, ax: Axes | None = None) 
         ax.hexbin(mean, std, xscale="log", yscale="log", gridsize=45, mincnt=1, bins="log", cmap=tint)
         ax.plot([low, high], [low, high], color="0.2", linewidth=1)
         ax.set(xlim=(low, high), ylim=(low, high))
-    share = float(pairs.noise_dominated.mean())
-    ax.text(0.04, 0.96, f"{share:.0%} of pairs\nnoise > signal", transform=ax.transAxes, va="top")
     unit = _unit(table, method)
-    ax.set(xlabel=f"|mean τ| ({unit})", ylabel=f"std of τ over members ({unit})", title=method, aspect="equal")
+    ax.set(xlabel=f"|mean τ| ({unit})", ylabel=f"std τ ({unit})", title=method, aspect="equal")
     return ax
 
 
@@ -44,7 +42,7 @@ def plot_noise_share(summary: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     share = summary["std > |mean|"]
     sns.barplot(x=share.index, y=share.values, hue=share.index, palette=list(map(colour, share.index)), ax=ax)
     for k, value in enumerate(share):
-        ax.text(k, value, f"{value:.0%}", ha="center", va="bottom")
+        ax.text(k, value, f"{value:.0%}" if value > 0.01 else f"{value:.1%}", ha="center", va="bottom")
     ax.set(xlabel="method", ylabel="share of pairs, std > |mean|", ylim=(0, 1.08))
     return ax
 
@@ -71,20 +69,20 @@ def plot_p_values(table: xr.Dataset, p: str, *, ax: Axes | None = None) -> Axes:
     label = {"p_t": "p_t: is E[τ] = 0? (Student t)", "p_noise": "p_noise: could one draw be noise?"}[p]
     if p == "p_t":
         ax.plot([0, 1], [0, 1], color="0.6", linewidth=1)
-    ax.set(xlabel=label, ylabel="share of pairs below", xlim=(0, 1), ylim=(0, 1))
+    ax.set(xlabel=label, ylabel="share of pairs below", xlim=(0, 1), ylim=(0, 1.02))
     return ax
 
 
-def plot_draws(tau: xr.DataArray, *, ax: Axes | None = None) -> Axes:
-    """The τ draws of one pair and method, (sample,): a row of dots, with the members' means as diamonds."""
+def plot_draws(tau: xr.DataArray, members: xr.DataArray, *, ax: Axes | None = None) -> Axes:
+    """The τ draws of one pair and method, (sample,), as dots, and `stats.by_member` of it, (member,), as diamonds."""
     ax = ax or plt.gca()
     method = str(tau.method.item())
-    members = tau.groupby("member").mean()
     ax.axvline(0, color="0.2", linewidth=1)
-    ax.scatter(tau, tau.member, color=colour(method), alpha=0.5, s=14, linewidth=0)
-    ax.scatter(members, members.member, color=colour(method), marker="D", s=26, edgecolor="0.2", linewidth=0.6)
-    unit = json.loads(tau.attrs.get("units", "{}")).get(method, "")
-    ax.set(xlabel=f"τ {method} ({unit})", ylabel="member", yticks=[members.member.values[0], members.member.values[-1]])
+    ax.scatter(tau, tau.member + 1, color=colour(method), alpha=0.5, s=14, linewidth=0)
+    ax.scatter(members, members.member + 1, color=colour(method), marker="D", s=26, edgecolor="0.2", linewidth=0.6)
+    unit = json.loads(tau.attrs["units"])[method]
+    ax.set(xlabel=f"τ {method} ({unit})", ylabel="training", yticks=[1, members.sizes["member"]])
+    ax.locator_params(axis="x", nbins=5)
     return ax
 
 
@@ -99,6 +97,28 @@ def plot_image(image, title: str, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def plot_proponents(tau: xr.DataArray, task, test: int, *, count: int = 5, axes=None) -> np.ndarray:
+    """The train images with the highest τ for one test image, a row for each member; τ (member, train) of one method.
+
+    Images that stand in the first row keep a thick frame in the others, so that agreement is seen at a glance.
+    """
+    if axes is None:
+        size = (count + 1, tau.sizes["member"])
+        axes = plt.subplots(size[1], size[0], figsize=(1.1 * size[0], 1.25 * size[1]), squeeze=False)[1]
+    tops = [np.argsort(-row.values, kind="stable")[:count] for row in tau]
+    for k, (member, top) in enumerate(zip(tau.member.values, tops, strict=True)):
+        plot_image(task.x_test[test], "test image" if k == 0 else "", ax=axes[k, 0])
+        axes[k, 0].text(-0.1, 0.5, f"training {member + 1}", rotation=90, ha="right", va="center",
+                        transform=axes[k, 0].transAxes)  # fmt: skip
+        for rank, j in enumerate(top):
+            ax = plot_image(task.x_train[j], f"no. {rank + 1}" if k == 0 else "", ax=axes[k, rank + 1])
+            if j in tops[0]:
+                ax.axis("on")
+                ax.set(xticks=[], yticks=[])
+                ax.spines[:].set(linewidth=4, color=colour(str(tau.method.item())))
+    return axes
+
+
 def _long(table: xr.Dataset, name: str) -> pd.DataFrame:
     values = table[name].transpose("method", ...)
     return pd.DataFrame({str(m): values[k].values.ravel() for k, m in enumerate(table.method.values)}).melt(
@@ -111,4 +131,4 @@ def _palette(table: xr.Dataset) -> dict:
 
 
 def _unit(table: xr.Dataset, method: str) -> str:
-    return json.loads(table.attrs["units"]).get(method, "")
+    return json.loads(table.attrs["units"])[method]

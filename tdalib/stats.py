@@ -34,23 +34,22 @@ def per_pair(tau: xr.DataArray) -> xr.Dataset:
         noise? It does not shrink with more members.
         NaN where τ is missing or there is one member only. A pair whose every τ is 0 has both p = 1.
     """
-    draws = by_member(tau).astype(np.float64)
+    draws = by_member(tau).astype(np.float64).compute()
     mean, std = draws.mean("member"), draws.std("member", ddof=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         snr = abs(mean) / std
     never = (mean == 0) & (std == 0)
-    draws = draws.chunk({"member": -1}) if draws.chunks else draws
     table = xr.Dataset(
         {
             "mean": mean,
             "std": std,
             "snr": snr.where(~never, 0),
             "noise_dominated": (std > abs(mean)).where(std.notnull()),
-            "p_t": xr.apply_ufunc(_t_p, draws, input_core_dims=[["member"]], dask="parallelized").where(~never, 1),
-            "p_noise": xr.apply_ufunc(_noise_p, snr, dask="parallelized").where(~never, 1),
+            "p_t": xr.apply_ufunc(_t_p, draws, input_core_dims=[["member"]]).where(~never, 1),
+            "p_noise": xr.apply_ufunc(_noise_p, snr).where(~never, 1),
         }
     )
-    return table.compute().assign_attrs(units=tau.attrs.get("units", json.dumps({})), members=draws.sizes["member"])
+    return table.assign_attrs(units=tau.attrs.get("units", json.dumps({})), members=draws.sizes["member"])
 
 
 def summary(table: xr.Dataset) -> pd.DataFrame:

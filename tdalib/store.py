@@ -122,7 +122,7 @@ def check(path: Path, params: dict, data_sha256: str | None = None) -> None:
 
 
 def open_result(path) -> xr.Dataset:
-    """The stored Dataset, lazily; a relative path starts at the repository root.
+    """The stored Dataset, lazily but for its coordinates; a relative path starts at the repository root.
 
     Raises
     ------
@@ -132,7 +132,8 @@ def open_result(path) -> xr.Dataset:
     path = ROOT / path
     if not path.is_dir():
         raise FileNotFoundError(f"no store at {path}; make one: python -m tdalib.run params/{path.stem}.yaml")
-    return xr.open_zarr(path)
+    result = xr.open_zarr(path)
+    return result.assign_coords(result.coords.to_dataset().load().coords)
 
 
 def write(path: Path, name: str, chunk: tuple[int, ...], values: np.ndarray) -> None:

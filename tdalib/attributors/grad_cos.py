@@ -8,7 +8,7 @@ from tdalib.data import Task
 from tdalib.samplers.posterior import Draw
 
 
-@register("gc", unit="1 (cosine)")
+@register("gc", unit="cosine")
 def grad_cos(draw: Draw, task: Task) -> Tensor:
     """Grad-Cos: τ(z_j, z) = ∇L(z)·∇L(z_j) / (‖∇L(z)‖ ‖∇L(z_j)‖).   (train, test), from −1 to 1.
 

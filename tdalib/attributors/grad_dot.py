@@ -8,7 +8,7 @@ from tdalib.data import Task
 from tdalib.samplers.posterior import Draw
 
 
-@register("gd", unit="nats per unit of learning rate")
+@register("gd", unit="nats / learning rate")
 def grad_dot(draw: Draw, task: Task) -> Tensor:
     """Grad-Dot: τ(z_j, z) = ∇L(z)·∇L(z_j).   (train, test), nats per unit of learning rate.
 

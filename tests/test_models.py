@@ -1,0 +1,48 @@
+"""The paper's sizes, seeds, and a model of one's own."""
+
+import pytest
+import torch
+from torch import nn
+
+from tdalib import data, models
+
+
+@pytest.mark.parametrize(("name", "kernel", "parameters"), [("mnist3", 3, 225_034), ("cifar10", 5, 259_914)])
+def test_cnn2_is_the_papers(name, kernel, parameters):
+    task = data.load(name, train_per_class=1, test_per_class=1)
+    model = models.cnn2(task, 0)
+    convolutions = [layer for layer in model if isinstance(layer, nn.Conv2d)]
+    assert [(c.out_channels, c.kernel_size) for c in convolutions] == [(32, (kernel, kernel)), (64, (kernel, kernel))]
+    assert [layer.out_features for layer in model if isinstance(layer, nn.Linear)] == [128, 10]
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert model(task.x_test).shape == (len(task.x_test), 10)
+
+
+def test_seed_decides_the_weights_and_leaves_the_callers_state_alone(digits):
+    before = torch.get_rng_state()
+    first, again, other = (models.cnn2(digits, seed)[0].weight for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_weights_take_the_tasks_precision(blobs):
+    assert models.logreg(blobs, 0)[1].weight.dtype == torch.float64
+
+
+def test_options_are_bound_to_a_registered_model(digits):
+    @models.register("wide")
+    def wide(task, seed, width=3):
+        return nn.Sequential(nn.Flatten(), nn.Linear(784, width), nn.Linear(width, 3))
+
+    assert models.get("wide", width=5)(digits, 0)[1].out_features == 5
+    del models.MODELS["wide"]
+
+
+def test_refusals(blobs):
+    with pytest.raises(ValueError, match="model 'cnn9' is not known; choose from cnn2, logreg"):
+        models.get("cnn9")
+    with pytest.raises(ValueError, match="cnn2 needs images"):
+        models.cnn2(blobs, 0)
+    small = data.from_arrays(torch.ones(2, 1, 6, 6), [0, 1], torch.ones(1, 1, 6, 6), [0])
+    with pytest.raises(ValueError, match="too small"):
+        models.cnn2(small, 0)

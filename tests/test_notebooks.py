@@ -1,0 +1,71 @@
+"""Every notebook runs top to bottom with tiny params; each is committed as its kind should be."""
+
+import nbformat
+import papermill
+import pytest
+import xarray as xr
+
+from tdalib import run
+from tdalib.data import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TINY = """
+train_per_class: 3
+test_per_class: 3
+members: 3
+checkpoints: 2
+epochs: 3
+workers: 1
+"""
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    """A tiny params file, with the place of its store in it."""
+    path = tmp_path_factory.mktemp("experiment") / "tiny.yaml"
+    path.write_text(f"{TINY}store: {path.with_suffix('.zarr')}\n")
+    return path
+
+
+@pytest.mark.slow
+def test_runner_leaves_store_and_executed_notebook(experiment, capfd):
+    assert run.main([str(experiment)]) == 0
+    result = xr.open_zarr(experiment.with_suffix(".zarr"))
+    assert result.tau.shape == (6, 9, 9, 5) and result.tau.notnull().all()
+    executed = nbformat.read(experiment.with_suffix(".ipynb"), as_version=4)
+    assert any(output.get("data", {}).get("image/png") for cell in executed.cells for output in cell.get("outputs", []))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs(path, experiment, tmp_path):
+    """In alphabetical order, so that 20 finds the store that 00 or 10 made; alone, it makes its own."""
+    values = {
+        "00": {"experiment": str(experiment)},
+        "01": {"train_per_class": 2, "test_per_class": 2, "trainings": 5},
+        "10": {"store": str(experiment.with_suffix(".zarr"))} | dict(_pairs(TINY)),
+        "20": {"store": str(experiment.with_suffix(".zarr"))},
+    }[path.stem[:2]]
+    if path.stem.startswith("20") and not experiment.with_suffix(".zarr").exists():
+        run.run(run.Params.read(experiment))
+    papermill.execute_notebook(path, tmp_path / path.name, values, cwd=tmp_path, progress_bar=False)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_committed_as_its_kind_should_be(path):
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    counts = [cell.execution_count for cell in cells]
+    if path.stem[0] in "02":
+        assert counts == list(range(1, len(cells) + 1))
+        outputs = [output for cell in cells for output in cell.outputs]
+        assert not any(output.output_type == "error" for output in outputs)
+        assert path.stat().st_size < 1_000_000
+    else:
+        assert set(counts) == {None} and not any(cell.outputs for cell in cells)
+
+
+def _pairs(text):
+    for line in text.split("\n"):
+        if line:
+            key, value = line.split(": ")
+            yield key, int(value)

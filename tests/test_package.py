@@ -1,0 +1,71 @@
+"""What a newcomer meets first: the two environment files, the import, the README's code."""
+
+import re
+import subprocess
+import sys
+import tomllib
+
+import matplotlib.pyplot as plt
+import pytest
+import yaml
+
+from tdalib.data import ROOT
+
+CONDA_NAMES = {"torch": "pytorch"}
+
+
+def test_environment_agrees_with_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["test"]
+    wanted = {re.sub(r"^[\w-]+", lambda m: CONDA_NAMES.get(m[0], m[0]), line) for line in wanted}
+    wanted |= {f"python{project['requires-python']}", "pip"}
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert {line for line in conda if isinstance(line, str)} == wanted
+    assert conda[-1] == {"pip": ["--editable ."]}
+
+
+def test_torch_has_a_lower_bound_only():
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    bounds = [line for line in dependencies if line.startswith("torch")]
+    assert len(bounds) == 2 and all(re.fullmatch(r"\w+>=[\d.]+", line) for line in bounds)
+
+
+def test_import_is_quick_and_leaves_figures_and_transformers_alone():
+    code = """
+import sys, time
+start = time.perf_counter()
+import tdalib
+from tdalib import data, models, training, samplers, attributors, experiment, store, params
+assert not {"matplotlib", "seaborn", "peft", "transformers"} & set(sys.modules), sys.modules.keys()
+import tdalib.stats
+assert "matplotlib" not in sys.modules
+print(time.perf_counter() - start)
+"""
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
+    assert min(float(done.stdout) for done in runs) < 6  # every module; the package alone is checked below
+    alone = "import time; t = time.perf_counter(); import tdalib; print(time.perf_counter() - t)"
+    done = subprocess.run([sys.executable, "-c", alone], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 3
+
+
+def test_citation_names_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert "2305.19765" in citation["references"][0]["identifiers"][0]["value"]
+
+
+@pytest.mark.slow
+def test_readme_code_runs(monkeypatch):
+    """Every Python block of the README, in order, in one namespace."""
+    monkeypatch.setattr(plt, "show", lambda: None)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    assert len(blocks) >= 2
+    names = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)  # noqa: S102
+    plt.close("all")
+
+
+def test_readme_commands_name_files_that_exist():
+    readme = (ROOT / "README.md").read_text()
+    for path in re.findall(r"(?:params|notebooks)/[\w/.-]+\.\w+", readme):
+        assert (ROOT / path).exists(), path

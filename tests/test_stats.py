@@ -1,0 +1,91 @@
+"""Tables against scipy pair by pair, and against simulated τ with known truth."""
+
+import numpy as np
+import pytest
+import scipy.stats
+import xarray as xr
+
+from tdalib import stats
+
+
+def simulate(draws):
+    """A labelled τ from an array (member, checkpoint, train, test, method)."""
+    members, checkpoints, *rest = draws.shape
+    return xr.DataArray(
+        draws.reshape(members * checkpoints, *rest).astype(np.float32),
+        dims=("sample", "train", "test", "method"),
+        coords={
+            "member": ("sample", np.repeat(np.arange(members), checkpoints)),
+            "method": [f"m{k}" for k in range(rest[-1])],
+        },
+    )
+
+
+@pytest.fixture
+def draws():
+    return np.random.default_rng(0).normal(0.3, 1, size=(6, 2, 4, 5, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("chunks", [None, {"train": 2, "sample": 2}], ids=["numpy", "dask"])
+def test_every_pair_against_scipy(draws, chunks):
+    tau = simulate(draws) if chunks is None else simulate(draws).chunk(chunks)
+    table = stats.per_pair(tau)
+    averaged = draws.astype(float).mean(1)  # checkpoints first
+    for train, test, method in np.ndindex(averaged.shape[1:]):
+        values = averaged[:, train, test, method]
+        got = table.isel(train=train, test=test, method=method)
+        mean, std = values.mean(), values.std(ddof=1)
+        assert got["mean"] == pytest.approx(mean, rel=1e-5, abs=1e-7)
+        assert got["std"] == pytest.approx(std, rel=1e-5)
+        assert got.p_t == pytest.approx(scipy.stats.ttest_1samp(values, 0).pvalue, rel=1e-4)
+        assert got.p_noise == pytest.approx(2 * scipy.stats.norm.cdf(-abs(mean) / std), rel=1e-4)
+        assert bool(got.noise_dominated) == (std > abs(mean))
+
+
+def test_p_t_is_uniform_under_the_null_and_p_noise_is_not():
+    null = np.random.default_rng(1).normal(size=(8, 1, 100, 100, 1))
+    table = stats.per_pair(simulate(null))
+    assert scipy.stats.kstest(table.p_t.values.ravel(), "uniform").pvalue > 0.01
+    assert scipy.stats.kstest(table.p_noise.values.ravel(), "uniform").pvalue < 1e-6
+
+
+def test_correlated_checkpoints_do_not_count_as_evidence():
+    """Checkpoints that repeat their member must leave every p-value as it was."""
+    once = np.random.default_rng(2).normal(size=(5, 1, 20, 20, 1))
+    one, five = (stats.per_pair(simulate(np.repeat(once, k, axis=1))) for k in (1, 5))
+    np.testing.assert_allclose(one.p_t, five.p_t, rtol=1e-4)
+
+
+def test_order_of_members_does_not_matter(draws):
+    shuffled = stats.per_pair(simulate(draws[[3, 0, 5, 1, 4, 2]]))
+    xr.testing.assert_allclose(stats.per_pair(simulate(draws)), shuffled)
+
+
+def test_pairs_that_never_matter_and_single_members(draws):
+    draws[:, :, 0, 0, 0] = 0
+    never = stats.per_pair(simulate(draws)).isel(train=0, test=0, method=0)
+    assert never.p_t == 1 and never.p_noise == 1 and never.snr == 0 and never.noise_dominated == 0
+    single = stats.per_pair(simulate(draws[:1]))
+    assert single.p_t.isnull().all() and single.noise_dominated.isnull().all()
+    assert stats.summary(single).pairs.eq(0).all()
+
+
+def test_summary_counts_finished_pairs_only(draws):
+    draws[:, :, 1] = np.nan
+    summary = stats.summary(stats.per_pair(simulate(draws)))
+    kept = np.delete(draws, 1, axis=2).astype(float).mean(1)
+    p = scipy.stats.ttest_1samp(kept, 0, axis=0).pvalue  # (train, test, method)
+    assert summary.pairs.tolist() == [15, 15, 15] and summary.members.tolist() == [6, 6, 6]
+    np.testing.assert_allclose(summary["mean p (t)"], p.mean((0, 1)), rtol=1e-4)
+    np.testing.assert_allclose(summary["share p (t) < 0.05"], (p < 0.05).mean((0, 1)))
+    dominated = kept.std(0, ddof=1) > abs(kept.mean(0))
+    np.testing.assert_allclose(summary["std > |mean|"], dominated.mean((0, 1)))
+
+
+def test_extremes_are_the_ends_and_distinct(draws):
+    draws[:, :, 2, 3, 1] = 5 + 0.01 * draws[:, :, 2, 3, 1]
+    ends = stats.extremes(stats.per_pair(simulate(draws)), "m1", count=2)
+    assert ends.trust.tolist() == ["most", "most", "least", "least"]
+    assert (ends.train[0], ends.test[0]) == (2, 3)
+    assert ends.snr.is_monotonic_decreasing
+    assert ends.train[0] != ends.train[1] and ends.test[0] != ends.test[1]
