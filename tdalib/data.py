@@ -61,19 +61,20 @@ def load(name: str, *, train_per_class: int, test_per_class: int, seed: int = 0)
         An unknown name, or more per class than there are.
     """
     arrays = _read(name)
+    for split in ("train", "test"):
+        _check_points(arrays[f"x_{split}"], f"x_{split}")
+        _check_labels(arrays[f"y_{split}"], len(arrays[f"x_{split}"]), f"y_{split}")
     classes = _names(arrays.get("classes"), arrays["y_train"])
     picked = {"classes": classes, "name": Path(name).stem}
     for role, (split, per_class) in enumerate((("train", train_per_class), ("test", test_per_class))):
         x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
-        _check_finite(x, f"x_{split}")
-        _check_labels(y, len(x), classes, f"y_{split}")
+        index = _index(arrays.get(f"{split}_index"), len(x), f"{split}_index")
         available = _count(y, classes, split).min()
         if not 1 <= per_class <= available:
             raise ValueError(f"{split}_per_class: {per_class} is not possible; {name} has 1 to {available} per class")
         stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(role,)))
         keep = [stream.permutation(np.flatnonzero(y == label))[:per_class] for label in range(len(classes))]
         keep = np.concatenate([np.sort(positions) for positions in keep])
-        index = arrays.get(f"{split}_index", np.arange(len(y)))
         picked |= {f"x_{split}": x[keep], f"y_{split}": y[keep], f"{split}_index": index[keep]}
     return from_arrays(**picked)
 
@@ -100,18 +101,21 @@ def from_arrays(
     ValueError
         Shapes that do not fit, a value that is not finite, a label out of range, a class without a train point.
     """
-    y_train, y_test = np.asarray(y_train), np.asarray(y_test)
+    x_train, y_train, x_test, y_test = map(np.asarray, (x_train, y_train, x_test, y_test))
+    for x, y, split in ((x_train, y_train, "train"), (x_test, y_test, "test")):
+        _check_points(x, f"x_{split}")
+        _check_labels(y, len(x), f"y_{split}")
+    if x_train.shape[1:] != x_test.shape[1:] or x_train.dtype != x_test.dtype:
+        train, test = (f"{x.dtype} of shape {x.shape[1:]}" for x in (x_train, x_test))
+        raise ValueError(f"points of x_train are {train}, those of x_test are {test}; they must be alike")
     classes = _names(classes, y_train)
-    x_train, x_test = _floats(x_train, "x_train"), _floats(x_test, "x_test")
-    if x_train.shape[1:] != x_test.shape[1:]:
-        raise ValueError(f"points of x_train have shape {_point(x_train)}, those of x_test {_point(x_test)}")
-    _check_labels(y_train, len(x_train), classes, "y_train")
-    _check_labels(y_test, len(x_test), classes, "y_test")
     _count(y_train, classes, "train")
+    if y_test.max() >= len(classes):
+        raise ValueError(f"y_test has the label {y_test.max()}; the classes are 0 to {len(classes) - 1}")
     return Task(
-        x_train=x_train,
+        x_train=_floats(x_train),
         y_train=torch.as_tensor(y_train.astype(np.int64)),
-        x_test=x_test,
+        x_test=_floats(x_test),
         y_test=torch.as_tensor(y_test.astype(np.int64)),
         train_index=_index(train_index, len(x_train), "train_index"),
         test_index=_index(test_index, len(x_test), "test_index"),
@@ -122,64 +126,70 @@ def from_arrays(
 
 def _read(name) -> dict[str, np.ndarray]:
     path = SHIPPED.get(name, ROOT / name)
-    if path.suffix != ".npz" or not path.is_file():
+    if path.suffix != ".npz":
         raise ValueError(f"dataset {name!r} is not known; choose from {', '.join(SHIPPED)} or give an .npz file")
-    with np.load(path) as file:
-        arrays = dict(file)
+    if not path.is_file():
+        raise ValueError(f"dataset {name!r}: no file {path}; a relative path starts at the repository root")
+    try:
+        with np.load(path) as file:
+            arrays = dict(file)
+    except Exception:  # numpy raises what the damage makes it raise
+        raise ValueError(f"dataset {name!r} is no .npz file of plain arrays; np.savez writes one") from None
     missing = {"x_train", "y_train", "x_test", "y_test"} - set(arrays)
     if missing:
         raise ValueError(f"{name} has no {', '.join(sorted(missing))}; it needs x_train, y_train, x_test and y_test")
     return arrays
 
 
+def _check_points(x, key):
+    if x.ndim < 2 or len(x) == 0:
+        raise ValueError(f"{key} has shape {x.shape}; it needs at least one point and one feature axis")
+    if x.dtype == np.uint8:
+        if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)):
+            raise ValueError(f"{key}: uint8 images need shape (n, height, width) or (n, height, width, 1 or 3)")
+    elif x.dtype.kind != "f":
+        raise ValueError(f"{key} holds {x.dtype}; give uint8 images or floats")
+    elif len(bad := np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))):
+        raise ValueError(f"{key}[{bad[0]}] has a value that is not finite; every value must be a number")
+
+
+def _check_labels(y, count, key):
+    if y.shape != (count,):
+        raise ValueError(f"{key} has shape {y.shape}; it needs one label for each of {count} points")
+    if y.dtype.kind not in "iu" or y.min() < 0:
+        raise ValueError(f"{key} must hold whole numbers, 0 for the first class")
+
+
 def _names(classes, labels) -> tuple[str, ...]:
-    if classes is None:
-        classes = range(int(np.max(labels, initial=0)) + 1)
-    return tuple(map(str, classes))
+    count = int(labels.max()) + 1
+    if count > len(labels):
+        raise ValueError(
+            f"y_train has the label {count - 1} but only {len(labels)} points; every class needs at least one"
+        )
+    return tuple(map(str, range(count) if classes is None else np.atleast_1d(classes)))
 
 
 def _count(labels, classes, split) -> np.ndarray:
     """Points per class; none may be empty."""
-    counts = np.bincount(labels.astype(int), minlength=len(classes))
+    if labels.max() >= len(classes):
+        raise ValueError(f"y_{split} has the label {labels.max()}; the classes are 0 to {len(classes) - 1}")
+    counts = np.bincount(labels, minlength=len(classes))
     if (counts == 0).any():
         label = int(counts.argmin())
         raise ValueError(f"class {label} ({classes[label]!r}) has no {split} point; every class needs at least one")
     return counts
 
 
-def _floats(x, key) -> Tensor:
-    x = np.asarray(x)
-    if x.ndim < 2 or len(x) == 0:
-        raise ValueError(f"{key} has shape {x.shape}; it needs at least one point and one feature axis")
+def _floats(x) -> Tensor:
     if x.dtype == np.uint8:
-        if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)):
-            raise ValueError(f"{key}: uint8 images need shape (n, height, width) or (n, height, width, 1 or 3)")
         x = x[..., None] if x.ndim == 3 else x
         x = (np.moveaxis(x, -1, 1) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
-    _check_finite(x, key)
     x = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float64 if x.dtype == np.float64 else np.float32))
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x  # the faster layout on CPUs
 
 
-def _check_finite(x, key):
-    bad = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1)) if x.dtype.kind == "f" else ()
-    if len(bad):
-        raise ValueError(f"{key}[{bad[0]}] has a value that is not finite; every value must be a number")
-
-
-def _check_labels(y, count, classes, key):
-    if y.shape != (count,):
-        raise ValueError(f"{key} has shape {y.shape}; it needs one label for each of {count} points")
-    if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= len(classes):
-        raise ValueError(f"{key} must hold whole numbers from 0 to {len(classes) - 1}, one for each class")
-
-
 def _index(index, count, key) -> np.ndarray:
-    index = np.arange(count) if index is None else np.asarray(index, dtype=np.int64)
-    if index.shape != (count,):
-        raise ValueError(f"{key} has shape {index.shape}; it needs one position for each of {count} points")
-    return index
-
-
-def _point(x) -> tuple[int, ...]:
-    return tuple(x.shape[1:])
+    index = np.arange(count) if index is None else np.asarray(index)
+    if index.shape != (count,) or index.dtype.kind not in "iu":
+        raise ValueError(f"{key} must hold one whole number for each of {count} points")
+    return index.astype(np.int64)

@@ -36,7 +36,7 @@ def attribute(
     options : dict, method → keyword options of that attributor
     path : path, optional
         Where to keep the result as a Zarr store; what a store at this place already holds is not computed again. By
-        default the result is held in memory.
+        default the result is held in memory. A relative path starts at the repository root.
     params : dict, optional
         What the result depends on, kept in the store; by default a description of `posterior` and `methods`.
     workers : int, optional
@@ -52,18 +52,22 @@ def attribute(
     Raises
     ------
     ValueError
-        An unknown method or option, or a store that was made with other params. Nothing is written then.
+        An unknown method, a value that a method refuses, or a store that was made with other params. Nothing is
+        written then, nor where an unknown option raises TypeError.
     """
+    methods = [methods] if isinstance(methods, str) else methods
     known = {name: attributors.get(name) for name in methods}
     if not known:
         raise ValueError(f"methods is empty; choose from {', '.join(sorted(attributors.METHODS))}")
+    for name in set(options or {}) - set(known):
+        raise ValueError(f"options for {name!r}, which is not among the methods {', '.join(known)}")
     options = {name: (options or {}).get(name, {}) for name in known}
     probe(posterior, known, options)
     empty = store.template(posterior, known, params or describe(posterior, options))
     if path is None:
         with TemporaryDirectory() as folder:
             return _fill(Path(folder) / "result.zarr", empty, posterior, known, options, workers, scheduler).load()
-    return _fill(Path(path), empty, posterior, known, options, workers, scheduler)
+    return _fill(store.ROOT / path, empty, posterior, known, options, workers, scheduler)
 
 
 def describe(posterior: Posterior, options: dict[str, dict]) -> dict:
@@ -76,6 +80,7 @@ def describe(posterior: Posterior, options: dict[str, dict]) -> dict:
         "sampler": posterior.run.__name__,
         "seeds": [[m.init_seed, m.batch_seed] for m in posterior.members],
         "checkpoints": posterior.checkpoints,
+        "methods": list(options),
         "method_options": options,
         **asdict(posterior.recipe),
     }
@@ -87,12 +92,12 @@ def probe(posterior: Posterior, methods, options: dict[str, dict]) -> None:
     Raises
     ------
     ValueError
-        An unknown method, an option that it cannot take, or an attributor whose τ has the wrong shape.
+        An unknown method, a value that it refuses, or an attributor whose τ has the wrong shape.
     """
     task = posterior.task
-    small = replace(
-        task, x_train=task.x_train[:2], y_train=task.y_train[:2], x_test=task.x_test[:1], y_test=task.y_test[:1]
-    )
+    train = {key: getattr(task, key)[:2] for key in ("x_train", "y_train", "train_index")}
+    test = {key: getattr(task, key)[:1] for key in ("x_test", "y_test", "test_index")}
+    small = replace(task, **train, **test)
     short = replace(posterior, task=small, recipe=replace(posterior.recipe, epochs=1), checkpoints=1)
     (draw,) = short.draws(0)
     for name in methods:
@@ -116,12 +121,11 @@ class Unit:
 
 
 def _fill(path, empty, posterior, methods, options, workers, scheduler) -> xr.Dataset:
-    path.parent.mkdir(parents=True, exist_ok=True)
     store.create(path, empty)
     units = _pending(path, empty, methods)
     if units:
         with _parallel(workers, scheduler) as parallel:
-            drawn = _draw_members(parallel, path, posterior)
+            drawn = _draw_members(parallel, path, posterior, sorted({unit.member for unit in units}))
             jobs = (
                 joblib.delayed(_compute)(unit, posterior, *drawn[unit.member], methods[unit.method], options)
                 for unit in units
@@ -145,12 +149,11 @@ def _pending(path: Path, empty: xr.Dataset, methods: dict) -> list[Unit]:
     return units
 
 
-def _draw_members(parallel, path: Path, posterior: Posterior) -> dict[int, tuple[list[Draw], np.ndarray]]:
-    """The draws and test losses (checkpoint, test) of every member; the losses go into the store."""
-    count = len(posterior.members)
-    jobs = (joblib.delayed(_member)(posterior, member) for member in range(count))
+def _draw_members(parallel, path: Path, posterior: Posterior, members: list[int]) -> dict:
+    """Member → (draws, test losses (checkpoint, test)); the losses go into the store."""
+    jobs = (joblib.delayed(_member)(posterior, member) for member in members)
     drawn = {}
-    for member, draws, loss in tqdm(parallel(jobs), desc="posterior", total=count, unit="member"):
+    for member, draws, loss in tqdm(parallel(jobs), desc="posterior", total=len(members), unit="member"):
         if not store.is_done(path, "loss", (member, 0)):
             store.write(path, "loss", (member, 0), loss)
         drawn[member] = (draws, loss)
@@ -185,10 +188,9 @@ def _compute(unit: Unit, posterior: Posterior, draws: list[Draw], loss: np.ndarr
 
 
 def _check_finite(values: np.ndarray, what: str) -> None:
-    if not np.isfinite(
-        values
-    ).all():  # NaN stands for "not computed" in a store, so it must not come from a computation
-        raise RuntimeError(f"{what} is not finite: the training diverged; a lower learning_rate helps")
+    """NaN stands for "not computed" in a store, so it must not come from a computation."""
+    if not np.isfinite(values).all():
+        raise RuntimeError(f"{what} is not finite; where a training diverged, a lower learning_rate helps")
 
 
 @contextmanager

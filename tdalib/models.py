@@ -19,23 +19,30 @@ def register(name: str):
     """
 
     def decorate(function):
-        @wraps(function)
-        def seeded(task: Task, seed: int, **options) -> nn.Module:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                model = function(task, seed, **options)
-            return model.to(dtype=task.x_train.dtype, memory_format=torch.channels_last)
-
-        MODELS[name] = seeded
-        return seeded
+        MODELS[name] = _seeded(function)
+        return MODELS[name]
 
     return decorate
 
 
+def _seeded(function):
+    @wraps(function)
+    def seeded(task: Task, seed: int, **options) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = function(task, seed, **options)
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+            raise ValueError("the model has batch norm, which couples the points of a batch; use group or layer norm")
+        return model.to(dtype=task.x_train.dtype, memory_format=torch.channels_last)
+
+    return seeded
+
+
 def get(name: str | Callable, **options) -> Callable[[Task, int], nn.Module]:
-    """The model function called `name`, with its options bound; a function is passed through."""
+    """The model function called `name`, or made of a function (task, seed), with its options bound."""
     if callable(name):
-        return partial(name, **options) if options else name
+        function = name if getattr(name, "func", name) in MODELS.values() else _seeded(name)
+        return partial(function, **options) if options else function
     if name not in MODELS:
         raise ValueError(f"model {name!r} is not known; choose from {', '.join(sorted(MODELS))}")
     return partial(MODELS[name], **options) if options else MODELS[name]

@@ -5,16 +5,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import xarray as xr
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
-from tdalib import attributors, data, models, samplers
+from tdalib import attributors, data, experiment, models, samplers
 from tdalib.data import ROOT, Task
 from tdalib.samplers import Posterior
 from tdalib.training import Recipe
 
+
+def _no_bool(value):
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is not possible; it must be a number")
+    return value
+
+
 Count = Annotated[int, Field(strict=True, ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]  # YAML 1.1 reads 1e-3 as a string
 
 
 class Params(BaseModel):
@@ -25,7 +33,7 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "mnist3"
+    name: Annotated[str, Field(pattern=r"^[^/\\]+$")] = "experiment"
     dataset: str = "mnist3"
     train_per_class: Count = 10
     test_per_class: Count = 50
@@ -37,14 +45,14 @@ class Params(BaseModel):
     checkpoints: Count = 5
     epochs: Count = 15
     batch_size: Count = 32
-    learning_rate: Positive = 1e-3
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-3
+    learning_rate: Annotated[Number, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[Number, Field(ge=0)] = 5e-3
     methods: Annotated[list[str], Field(min_length=1)] = ["loo", "ats", "if", "gd", "gc"]
     method_options: dict[str, dict[str, Any]] = {}
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
     workers: Count | None = None
-    scheduler: str | None = None
-    store: str | None = None
+    scheduler: Annotated[str, Field(pattern=r"^local$|:\d+$")] | None = None
+    store: Annotated[str, Field(pattern=r"\.zarr$")] | None = None
 
     @classmethod
     def of(cls, values: dict) -> "Params":
@@ -56,7 +64,7 @@ class Params(BaseModel):
             One line that names the key and what is allowed.
         """
         try:
-            return cls(**values)
+            return cls(**{str(key): value for key, value in values.items()})
         except ValidationError as error:
             raise ValueError("; ".join(_sentence(e) for e in error.errors())) from None
 
@@ -65,11 +73,11 @@ class Params(BaseModel):
         """Params from a YAML file, which holds only what differs from the defaults; `name` is the file's by default."""
         with open(path, encoding="utf-8") as file:
             try:
-                values = yaml.safe_load(file) or {}
-            except yaml.YAMLError as error:
+                values = yaml.safe_load(file)
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
                 raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(values, dict):
-            raise ValueError("a params file holds 'key: value' lines")
+        if not isinstance(values, dict) or not values:
+            raise ValueError("a params file holds 'key: value' lines, at least one")
         return cls.of({"name": Path(path).stem} | values)
 
     @classmethod
@@ -120,7 +128,7 @@ class Params(BaseModel):
     @property
     def path(self) -> Path:
         """Where the store lies: `store`, or results/NAME.zarr; a relative path starts at the repository root."""
-        return ROOT / (self.store or f"results/{self.name}.zarr")
+        return ROOT / Path(self.store or f"results/{self.name}.zarr").expanduser()
 
     def task(self) -> Task:
         return data.load(
@@ -138,19 +146,38 @@ class Params(BaseModel):
             **self.sampler_options,
         )
 
+    def attribute(self, posterior: Posterior) -> xr.Dataset:
+        """The result of the experiment, in its store; what the store already holds is not computed again."""
+        return experiment.attribute(
+            posterior,
+            self.methods,
+            options=self.method_options,
+            path=self.path,
+            params=self.defining(),
+            workers=self.workers,
+            scheduler=self.scheduler,
+        )
+
     def defining(self) -> dict:
         """The params that the numbers depend on: all but the name, the place and the workers."""
         return self.model_dump(exclude={"name", "workers", "scheduler", "store"})
 
 
-_GIVEN = {"task", "seed", "model", "recipe", "members", "checkpoints", "draw", "posterior", "member", "points"}
-
-
 def _check_options(name: str, function: Callable, options: dict) -> None:
-    allowed = [key for key in inspect.signature(function).parameters if key not in _GIVEN]
-    for key in options:
-        if key not in allowed:
-            raise ValueError(f"{name} has no option {key!r}; it has {', '.join(allowed) or 'none'}")
+    """Options are a function's parameters with a default, less those that are params of their own."""
+    own = {"recipe", "members", "checkpoints", "seed"}
+    known = {
+        key: parameter.annotation
+        for key, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is not parameter.empty and key not in own
+    }
+    for key, value in options.items():
+        if key not in known:
+            raise ValueError(f"{name} has no option {key!r}; it has {', '.join(known) or 'none'}")
+        try:
+            TypeAdapter(Any if known[key] is inspect.Parameter.empty else known[key]).validate_python(value)
+        except ValidationError as error:
+            raise ValueError(f"{name}.{_sentence(error.errors()[0] | {'loc': (key,)})}") from None
 
 
 def _sentence(error: dict) -> str:

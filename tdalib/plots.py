@@ -1,6 +1,7 @@
 """Figures from labelled tables. No statistics here: every function draws what it is given and returns Axes."""
 
 import json
+from zlib import crc32
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,8 +15,9 @@ PALETTE = {name: _COLOURS[k] for k, name in enumerate(("loo", "ats", "if", "gd",
 
 
 def colour(method: str):
-    """The colour of a method, the same in every figure; methods of your own share the last ones."""
-    return PALETTE.setdefault(method, _COLOURS[len(PALETTE) % len(_COLOURS)])
+    """The colour of a method, the same in every figure; one of your own gets one of the rest by its name."""
+    rest = _COLOURS[len(PALETTE) :]
+    return PALETTE.get(method, rest[crc32(method.encode()) % len(rest)])
 
 
 def plot_reliability(table: xr.Dataset, method: str, *, ax: Axes | None = None) -> Axes:
@@ -87,39 +89,42 @@ def plot_draws(tau: xr.DataArray, members: xr.DataArray, *, ax: Axes | None = No
 
 
 def plot_image(image, title: str, *, ax: Axes | None = None) -> Axes:
-    """One image, (channels, height, width) in any range, scaled to its own minimum and maximum."""
+    """One image, (channels, height, width) in any range, scaled to its own range; a vector becomes a strip."""
     ax = ax or plt.gca()
-    image = np.moveaxis(np.asarray(image), 0, -1)  # (height, width, channels)
+    image = np.asarray(image)
+    image = np.moveaxis(image, 0, -1) if image.ndim == 3 else np.atleast_2d(image)[..., None]  # (height, width, C)
     span = np.ptp(image)
-    ax.imshow(((image - image.min()) / (span if span > 0 else 1)).squeeze(), cmap="gray")
+    image = (image - image.min()) / (span if span > 0 else 1)
+    ax.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", aspect="auto" if len(image) == 1 else None)
     ax.set_title(title)
     ax.axis("off")
     return ax
 
 
-def plot_proponents(tau: xr.DataArray, task, test: int, *, count: int = 5, axes=None) -> np.ndarray:
-    """The train images with the highest τ for one test image, a row for each member; τ (member, train) of one method.
+def plot_proponents(top: xr.DataArray, task, test: int, *, axes=None) -> np.ndarray:
+    """The train images that help one test image most, best first, a row for each member; above each its class.
 
-    Images that stand in the first row keep a thick frame in the others, so that agreement is seen at a glance.
+    `top` is `stats.proponents` of one test point and method, (member, rank). A thick frame marks the images of the
+    first row, so that agreement is seen at a glance.
     """
+    rows, columns = top.sizes["member"], top.sizes["rank"] + 1
     if axes is None:
-        size = (count + 1, tau.sizes["member"])
-        axes = plt.subplots(size[1], size[0], figsize=(1.1 * size[0], 1.25 * size[1]), squeeze=False)[1]
-    tops = [np.argsort(-row.values, kind="stable")[:count] for row in tau]
-    for k, (member, top) in enumerate(zip(tau.member.values, tops, strict=True)):
-        plot_image(task.x_test[test], "test image" if k == 0 else "", ax=axes[k, 0])
-        axes[k, 0].text(-0.1, 0.5, f"training {member + 1}", rotation=90, ha="right", va="center",
-                        transform=axes[k, 0].transAxes)  # fmt: skip
-        for rank, j in enumerate(top):
-            ax = plot_image(task.x_train[j], f"no. {rank + 1}" if k == 0 else "", ax=axes[k, rank + 1])
-            if j in tops[0]:
+        axes = plt.subplots(rows, columns, figsize=(1.1 * columns, 1.3 * rows), squeeze=False)[1]
+    for row, member, positions in zip(axes, top.member.values, top.values, strict=True):
+        plot_image(task.x_test[test], f"test: {task.classes[task.y_test[test]]}", ax=row[0])
+        row[0].text(-0.1, 0.5, f"training {member + 1}", rotation=90, ha="right", va="center",
+                    transform=row[0].transAxes)  # fmt: skip
+        for ax, j in zip(row[1:], positions, strict=True):
+            plot_image(task.x_train[j], task.classes[task.y_train[j]], ax=ax)
+            if j in top.values[0]:
                 ax.axis("on")
                 ax.set(xticks=[], yticks=[])
-                ax.spines[:].set(linewidth=4, color=colour(str(tau.method.item())))
+                ax.spines[:].set(linewidth=4, color=colour(str(top.method.item())))
     return axes
 
 
 def _long(table: xr.Dataset, name: str) -> pd.DataFrame:
+    """One variable as rows of (method, value), as seaborn takes it."""
     values = table[name].transpose("method", ...)
     return pd.DataFrame({str(m): values[k].values.ravel() for k, m in enumerate(table.method.values)}).melt(
         var_name="method", value_name=name

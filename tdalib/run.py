@@ -21,8 +21,7 @@ def check(params: Params) -> None:
     """
     task = params.task()
     experiment.probe(params.posterior(task), params.methods, params.method_options)
-    if params.path.exists():
-        store.check(params.path, params.defining(), task.fingerprint())
+    store.check(params.path, params.defining(), task.fingerprint())
 
 
 def run(params: Params) -> Path:
@@ -40,17 +39,23 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tdalib.run", description=__doc__)
     parser.add_argument("params", nargs="+", type=Path, help="a YAML file that holds what differs from the defaults")
     paths = parser.parse_args(arguments).params
-    experiments = []
+    experiments = {}
     for path in paths:  # all are checked before the first runs
         try:
-            experiments.append(Params.read(path))
-            check(experiments[-1])
-        except (ValueError, OSError) as error:
-            print(f"{path}: {error}", file=sys.stderr)
+            params = Params.read(path)
+            if params.path in experiments:
+                raise ValueError(f"store {params.path} is that of {experiments[params.path][0]} too; choose another")
+            check(params)
+        except Exception as error:  # a model or an attributor of one's own can raise anything
+            print(f"{path}: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
-    for path, params in zip(paths, experiments, strict=True):
+        experiments[params.path] = path, params
+    for path, params in experiments.values():
         try:
             print(f"{path}: done, see {run(params)}")
+        except KeyboardInterrupt:
+            print(f"{path}: interrupted; the same command goes on from here", file=sys.stderr)
+            return 130
         except Exception as error:  # whatever a notebook can raise
             reason = str(error).strip().splitlines()[-1]
             print(f"{path}: {reason}; see {params.path.with_suffix('.ipynb')}", file=sys.stderr)

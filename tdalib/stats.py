@@ -13,7 +13,7 @@ def by_member(tau: xr.DataArray) -> xr.DataArray:
 
     Checkpoints of one member are correlated, so they are no independent evidence: inference counts members.
     """
-    return tau.groupby(tau.member.compute()).mean("sample", keep_attrs=True)
+    return tau.groupby(tau.member.compute()).mean("sample", skipna=False, keep_attrs=True)
 
 
 def per_pair(tau: xr.DataArray) -> xr.Dataset:
@@ -35,7 +35,9 @@ def per_pair(tau: xr.DataArray) -> xr.Dataset:
         NaN where τ is missing or there is one member only. A pair whose every τ is 0 has both p = 1.
     """
     draws = by_member(tau).astype(np.float64).compute()
-    mean, std = draws.mean("member"), draws.std("member", ddof=1)
+    mean = draws.mean("member", skipna=False)
+    several = draws.sizes["member"] > 1
+    std = draws.std("member", ddof=1, skipna=False) if several else xr.full_like(mean, np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         snr = abs(mean) / std
     never = (mean == 0) & (std == 0)
@@ -68,6 +70,14 @@ def summary(table: xr.Dataset) -> pd.DataFrame:
         "mean p_noise": table.p_noise.mean(over),
     }
     return pd.DataFrame({name: column.to_series() for name, column in columns.items()}).loc[table.method.values]
+
+
+def proponents(tau: xr.DataArray, count: int = 5) -> xr.DataArray:
+    """Positions of the `count` train points with the highest τ, best first: (…, train, …) → (…, rank, …)."""
+    axis = tau.get_axis_num("train")
+    order = np.argsort(-tau.values, axis=axis, kind="stable").take(range(count), axis=axis)
+    kept = {name: c for name, c in tau.coords.items() if "train" not in c.dims}
+    return xr.DataArray(order, kept, [("rank" if d == "train" else d) for d in tau.dims])
 
 
 def extremes(table: xr.Dataset, method: str, count: int = 3) -> pd.DataFrame:

@@ -95,8 +95,10 @@ def create(path: Path, empty: xr.Dataset) -> None:
     ValueError
         The store was made with other params or other data, or `path` is something else.
     """
+    check(path, json.loads(empty.attrs["params"]), empty.attrs["data_sha256"])
     if path.exists():
-        return check(path, json.loads(empty.attrs["params"]), empty.attrs["data_sha256"])
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     codecs = {"compressors": (ZstdCodec(), Crc32cCodec()), "write_empty_chunks": True}
@@ -106,18 +108,23 @@ def create(path: Path, empty: xr.Dataset) -> None:
     draft.rename(path)
 
 
-def check(path: Path, params: dict, data_sha256: str | None = None) -> None:
-    """Refuse a store that was made with other params or other data, naming what differs."""
+def check(path: Path, params: dict, data_sha256: str) -> None:
+    """Refuse a place where no store can lie, or one made with other params or other data, naming what differs."""
+    blocked = [parent for parent in path.parents if parent.exists() and not parent.is_dir()]
+    if blocked:
+        raise ValueError(f"store {path}: {blocked[0]} is a file; choose another place")
+    if not path.exists():
+        return
     try:
         made = zarr.open_group(path, mode="r").attrs
         before = json.loads(made["params"])
-    except (FileNotFoundError, KeyError, NotADirectoryError):
+    except Exception:  # zarr raises what the content makes it raise
         raise ValueError(f"store {path} exists and is not a tdalib store; choose another") from None
     for key in sorted(before.keys() | params.keys()):
         if before.get(key) != params.get(key):
             was, now = before.get(key), params.get(key)
             raise ValueError(f"store {path} was made with {key}: {was}, not {now}; choose another store")
-    if data_sha256 not in (None, made["data_sha256"]):
+    if data_sha256 != made["data_sha256"]:
         raise ValueError(f"store {path} was made with other images or labels; choose another store")
 
 

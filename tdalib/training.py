@@ -25,6 +25,13 @@ class Recipe:
     learning_rate: float = 1e-3
     weight_decay: float = 5e-3
 
+    def __post_init__(self):
+        for key, least in (("epochs", 1), ("batch_size", 1), ("weight_decay", 0)):
+            if not getattr(self, key) >= least:
+                raise ValueError(f"{key}: {getattr(self, key)} is not possible; it must be at least {least}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate: {self.learning_rate} is not possible; it must be above 0")
+
     def optimizer(self, parameters) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
 
@@ -48,6 +55,7 @@ def train(
     recipe: Recipe,
     batches: list[list[Tensor]],
     *,
+    seed: int,
     without: int | None = None,
     keep: int = 1,
 ) -> list[Theta]:
@@ -55,6 +63,7 @@ def train(
 
     A point left out (`without`) has weight 0 in the loss, while the batch mean is still divided by the batch size:
     every other number of the run stays what it was, and a point that is in no batch changes nothing, to the bit.
+    Dropout masks follow from `seed`; the caller's random state is left alone.
     """
     weight = torch.ones(len(x), dtype=x.dtype)
     if without is not None:
@@ -62,14 +71,16 @@ def train(
     optimizer = recipe.optimizer(trainable(model).values())
     model.train()
     kept = []
-    for epoch, order in enumerate(batches):
-        for batch in order:
-            losses = F.cross_entropy(model(x[batch]), y[batch], reduction="none")  # (batch,)
-            optimizer.zero_grad()
-            (weight[batch] * losses).mean().backward()
-            optimizer.step()
-        if epoch >= len(batches) - keep:
-            kept.append({name: p.detach().clone() for name, p in trainable(model).items()})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for epoch, order in enumerate(batches):
+            for batch in order:
+                each = F.cross_entropy(model(x[batch]), y[batch], reduction="none")  # (batch,)
+                optimizer.zero_grad()
+                (weight[batch] * each).mean().backward()
+                optimizer.step()
+            if epoch >= len(batches) - keep:
+                kept.append({name: p.detach().clone() for name, p in trainable(model).items()})
     model.eval()
     return kept
 

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.func import functional_call
 
-from tdalib import Recipe, attribute, attributors, data, deep_ensemble, models
+from tdalib import Recipe, attribute, attributors, data, deep_ensemble
 from tdalib.samplers import Posterior
 from tdalib.training import batch_order, train
 
@@ -44,7 +44,7 @@ def brute_gradients(draw, x, y):
 
 
 def loo(posterior, points=None):
-    """τ_LOO (checkpoint, train, test) of member 0, straight from the attributor."""
+    """τ_LOO (1, points, test) of member 0 at its last checkpoint, straight from the attributor."""
     task = posterior.task
     points = range(len(task.x_train)) if points is None else points
     draws = posterior.draws(0)
@@ -118,23 +118,55 @@ def test_gradient_products_equal_brute_force(conv_draw, method):
     torch.testing.assert_close(tau, train @ test.T, rtol=1e-5, atol=0)
 
 
-def test_gradient_products_of_a_model_without_shortcuts(blobs):
-    """A linear layer that is used twice, and one inside a sequence, must take the general path."""
+class Twice(nn.Module):
+    """A linear layer that is called twice."""
 
-    class Odd(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.twice, self.tokens, self.last = nn.Linear(4, 4), nn.Linear(2, 3), nn.Linear(6, 3)
+    def __init__(self):
+        super().__init__()
+        self.layer, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
 
-        def forward(self, x):
-            x = self.twice(torch.tanh(self.twice(x)))
-            return self.last(torch.tanh(self.tokens(x.view(len(x), 2, 2))).flatten(1))
+    def forward(self, x):
+        return self.last(torch.tanh(self.layer(torch.tanh(self.layer(x)))))
 
-    odd = models.register("odd")(lambda task, seed: Odd())
-    (draw,) = deep_ensemble(odd, blobs, Recipe(epochs=1), members=1, checkpoints=1).draws(0)
+
+class Tokens(Twice):
+    """A linear layer on a sequence."""
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.layer(torch.stack([x, 2 * x], 1))).sum(1))
+
+
+class Folded(Twice):
+    """A linear layer on a sequence that is folded into the batch."""
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.layer(torch.stack([x, 2 * x], 1).flatten(0, 1))).view(len(x), 2, 4).sum(1))
+
+
+class Reused(Twice):
+    """A linear layer whose weight serves a second time, past its call."""
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.layer(x)) @ self.layer.weight)
+
+
+class Tied(nn.Module):
+    """Two linear layers with one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.b(torch.tanh(self.a(x)))))
+
+
+@pytest.mark.parametrize("kind", [Twice, Tokens, Folded, Reused, Tied])
+def test_linear_layers_with_no_outer_product_take_the_general_path(blobs, kind):
+    (draw,) = deep_ensemble(lambda task, seed: kind(), blobs, Recipe(epochs=1), members=1, checkpoints=1).draws(0)
     expected = brute_gradients(draw, blobs.x_train, blobs.y_train) @ brute_gradients(draw, blobs.x_test, blobs.y_test).T
     torch.testing.assert_close(attributors.grad_dot(draw, blobs), expected, rtol=1e-5, atol=1e-12)
-    del models.MODELS["odd"]
 
 
 def test_frozen_parameters_stay_out_of_the_gradients(blobs):
@@ -174,7 +206,7 @@ def test_point_in_no_batch_has_no_effect(digits):
         model = posterior.model(digits, member.init_seed)
         order = batch_order(len(digits.x_train), posterior.recipe, member.batch_seed)
         batches = [[batch[batch != 4] for batch in epoch] for epoch in order]
-        (theta,) = train(model, digits.x_train, digits.y_train, posterior.recipe, batches, without=without)
+        (theta,) = train(model, digits.x_train, digits.y_train, posterior.recipe, batches, seed=0, without=without)
         return [replace(whole.draws(0)[0], theta=theta, model=model)]
 
     whole = deep_ensemble("cnn2", digits, Recipe(epochs=2, batch_size=2), members=1, checkpoints=1)
@@ -202,7 +234,7 @@ def test_continue_protocol_trains_on_from_each_checkpoint(digits):
     model = posterior.model(digits, 0)
     model.load_state_dict(draws[0].theta)
     batches = batch_order(len(digits.x_train), posterior.recipe, draws[0].batch_seed)
-    train(model, digits.x_train, digits.y_train, posterior.recipe, batches, without=3)
+    train(model, digits.x_train, digits.y_train, posterior.recipe, batches, seed=0, without=3)
     expected = F.cross_entropy(model(digits.x_test), digits.y_test, reduction="none")
     torch.testing.assert_close(without[0, 0], expected.detach(), rtol=1e-4, atol=1e-5)
     assert without.shape == (2, 1, 6)

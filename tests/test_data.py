@@ -69,12 +69,18 @@ NAN = np.where(np.arange(24).reshape(6, 4) == 9, np.nan, 1.0)
         ({"x_train": NAN}, r"x_train\[2\] has a value that is not finite"),
         ({"y_train": np.array([0, 0, 2, 2, 2, 2])}, r"class 1 \('1'\) has no train point"),
         ({"y_train": np.array([0, 1, 2, 0, 1])}, "one label for each of 6 points"),
-        ({"y_test": np.array([0, 1, 7])}, "whole numbers from 0 to 2"),
+        ({"y_test": np.array([0, 1, 7])}, "y_test has the label 7; the classes are 0 to 2"),
+        ({"y_test": np.array([0, -1, 1])}, "whole numbers"),
+        ({"y_train": np.array(list("abcabc"))}, "y_train must hold whole numbers"),
+        ({"y_train": np.array([0, 1, 2, 0, 1, 10**12])}, "label 1000000000000 but only 6 points"),
         ({"y_test": np.array([0.0, 1.0, 2.0])}, "whole numbers"),
-        ({"x_test": np.ones((3, 5))}, r"shape \(4,\), those of x_test \(5,\)"),
+        ({"x_test": np.ones((3, 5))}, r"float64 of shape \(4,\), those of x_test are float64 of shape \(5,\)"),
         ({"x_train": np.ones((6, 4, 4, 2), np.uint8)}, "uint8 images need shape"),
+        ({"x_test": np.ones((3, 4), np.float32)}, "must be alike"),
+        ({"x_train": np.ones((6, 4), np.int64)}, "x_train holds int64; give uint8 images or floats"),
+        ({"x_train": 1.0}, "at least one point"),
         ({"x_train": np.ones(6)}, "at least one point and one feature axis"),
-        ({"train_index": np.arange(2)}, "one position for each of 6 points"),
+        ({"train_index": np.arange(2)}, "one whole number for each of 6 points"),
     ],
 )
 def test_bad_arrays_are_refused(changes, message):
@@ -94,10 +100,22 @@ def test_bad_files_are_refused_even_outside_the_subset(tmp_path):
             data.load(str(path), train_per_class=1, test_per_class=1)
 
 
+def test_files_that_are_no_data(tmp_path):
+    (tmp_path / "noise.npz").write_bytes(b"not a zip")
+    (tmp_path / "empty.npz").touch()
+    for name in ("noise", "empty"):
+        with pytest.raises(ValueError, match="no .npz file of plain arrays"):
+            data.load(str(tmp_path / f"{name}.npz"), train_per_class=1, test_per_class=1)
+    np.savez(tmp_path / "half.npz", x_train=np.ones((2, 2)))
+    with pytest.raises(ValueError, match="has no x_test, y_test, y_train"):
+        data.load(str(tmp_path / "half.npz"), train_per_class=1, test_per_class=1)
+
+
 @pytest.mark.parametrize(
     ("name", "per_class", "message"),
     [
         ("mnist", 1, "dataset 'mnist' is not known; choose from cifar10, mnist3"),
+        ("nowhere.npz", 1, "no file .*; a relative path starts at the repository root"),
         ("mnist3", 101, "train_per_class: 101 is not possible; mnist3 has 1 to 100 per class"),
         ("mnist3", 0, "train_per_class: 0 is not possible"),
     ],

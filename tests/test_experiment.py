@@ -68,13 +68,6 @@ def test_tau_is_what_the_attributors_say(finished, posterior):
     np.testing.assert_allclose(result.loss_without[3, 5], losses.detach(), rtol=1e-4, atol=1e-6)
 
 
-def test_chunks_are_units_and_carry_a_checksum(finished):
-    described = json.loads((finished / "tau" / "zarr.json").read_text())
-    assert described["chunk_grid"]["configuration"]["chunk_shape"] == [2, 6, 6, 1]
-    assert [codec["name"] for codec in described["codecs"]][-1] == "crc32c"
-    assert described["fill_value"] == "NaN"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [{"workers": 1}, {"workers": 2}, {"workers": 2, "scheduler": "local"}], ids=str)
 def test_same_seed_same_bytes(finished, posterior, tmp_path, how):
@@ -126,17 +119,13 @@ def test_other_params_are_refused_by_name(posterior, finished):
     other = deep_ensemble("cnn2", posterior.task, Recipe(epochs=2, batch_size=5), members=2, checkpoints=2)
     with pytest.raises(ValueError, match="made with batch_size: 4, not 5"):
         attribute(other, METHODS, path=finished)
+    with pytest.raises(ValueError, match="made with methods"):
+        attribute(posterior, METHODS[::-1], path=finished)  # the same chunks would mean other methods
     task = data.load("mnist3", train_per_class=2, test_per_class=2, seed=1)
     moved = deep_ensemble("cnn2", task, Recipe(epochs=2, batch_size=4), members=2, checkpoints=2)
     with pytest.raises(ValueError, match="other images or labels"):
         attribute(moved, METHODS, path=finished)
     assert chunk_bytes(finished) == before
-
-
-def test_something_else_in_the_way_is_refused(posterior, tmp_path):
-    (tmp_path / "notes.zarr").mkdir()
-    with pytest.raises(ValueError, match="not a tdalib store"):
-        attribute(posterior, ["gd"], path=tmp_path / "notes.zarr")
 
 
 @pytest.mark.parametrize(
@@ -147,6 +136,7 @@ def test_something_else_in_the_way_is_refused(posterior, tmp_path):
         (["if"], {"if": {"damping": -1}}, ValueError, "needs λ > 0"),
         (["loo"], {"loo": {"protocol": "x"}}, ValueError, "choose from retrain, continue"),
         (["gd"], {"gd": {"solver": "cg"}}, TypeError, "solver"),
+        (["gd"], {"if": {"solver": "cg"}}, ValueError, "options for 'if', which is not among the methods gd"),
     ],
 )
 def test_bad_requests_write_nothing(posterior, tmp_path, methods, options, error, message):
@@ -173,13 +163,8 @@ def test_own_attributor_is_one_decorator(posterior):
     del attributors.METHODS["same_class"], attributors.METHODS["transposed"]
 
 
-def test_missing_store_says_how_to_make_one():
-    with pytest.raises(FileNotFoundError, match="python -m tdalib.run params/nowhere.yaml"):
-        store.open_result("results/nowhere.zarr")
-
-
 def test_diverged_training_is_an_error_not_a_gap(digits, tmp_path):
     wild = deep_ensemble("cnn2", digits, Recipe(epochs=3, learning_rate=1e30), members=1, checkpoints=1)
-    with pytest.raises(RuntimeError, match="test loss of member 0 is not finite: the training diverged"):
+    with pytest.raises(RuntimeError, match="test loss of member 0 is not finite"):
         attribute(wild, ["loo"], path=tmp_path / "wild.zarr", workers=1)
     assert not xr.open_zarr(tmp_path / "wild.zarr").tau.notnull().any()

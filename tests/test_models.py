@@ -46,3 +46,14 @@ def test_refusals(blobs):
     small = data.from_arrays(torch.ones(2, 1, 6, 6), [0, 1], torch.ones(1, 1, 6, 6), [0])
     with pytest.raises(ValueError, match="too small"):
         models.cnn2(small, 0)
+
+
+def test_a_plain_function_is_seeded_too(digits):
+    function = models.get(lambda task, seed: nn.Sequential(nn.Flatten(), nn.Linear(784, 3)))
+    assert torch.equal(function(digits, 1)[1].weight, function(digits, 1)[1].weight)
+    assert not torch.equal(function(digits, 1)[1].weight, function(digits, 2)[1].weight)
+
+
+def test_batch_norm_is_refused(digits):
+    with pytest.raises(ValueError, match="batch norm, which couples the points"):
+        models.get(lambda task, seed: nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(784, 3)))(digits, 0)

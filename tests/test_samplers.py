@@ -40,7 +40,7 @@ def test_draws_are_a_pure_function_of_the_seeds(digits):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"members": 0}, "members: 0 is not possible"),
+        ({"members": 0}, "members: a posterior needs at least 1"),
         ({"checkpoints": 4}, "checkpoints: 4 is not possible with 3 epochs"),
         ({"vary": "all"}, "choose from init, batch, both"),
     ],

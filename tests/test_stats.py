@@ -71,7 +71,7 @@ def test_pairs_that_never_matter_and_single_members(draws):
 
 
 def test_summary_counts_finished_pairs_only(draws):
-    draws[:, :, 1] = np.nan
+    draws[3, :, 1] = np.nan  # one member is not there yet, for one train point
     summary = stats.summary(stats.per_pair(simulate(draws)))
     kept = np.delete(draws, 1, axis=2).astype(float).mean(1)
     p = scipy.stats.ttest_1samp(kept, 0, axis=0).pvalue  # (train, test, method)
@@ -89,3 +89,13 @@ def test_extremes_are_the_ends_and_distinct(draws):
     assert (ends.train[0], ends.test[0]) == (2, 3)
     assert ends.snr.is_monotonic_decreasing
     assert ends.train[0] != ends.train[1] and ends.test[0] != ends.test[1]
+
+
+def test_proponents_are_the_highest_first(draws):
+    tau = stats.by_member(simulate(draws)).sel({"method": "m2"})  # (member, train, test)
+    top = stats.proponents(tau, 2)
+    assert top.dims == ("member", "rank", "test") and top.shape == (6, 2, 5)
+    for member, test in np.ndindex(6, 5):
+        column = tau.values[member, :, test].tolist()
+        best = sorted(range(4), key=lambda j: -column[j])[:2]
+        assert top.values[member, :, test].tolist() == best

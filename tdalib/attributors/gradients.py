@@ -5,9 +5,9 @@ A linear layer that sees one vector a per example has the gradient g aᵀ, so th
 `torch.func.vjp` under `vmap`, and are kept as they are.
 """
 
-from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ def loss_rows(draw: Draw, x: Tensor, y: Tensor) -> Rows:
 
 def rows(draw: Draw, x: Tensor, cotangents: Tensor) -> Rows:
     """Gradients of ⟨v, f(x_i)⟩ over θ for the logits f and every cotangent v of example i; cotangents (b, k, C)."""
-    layers = _outer_product_layers(draw, x[:1])
+    layers = _outer_product_layers(draw, x)
     dense = {name: p for name, p in draw.theta.items() if name.rpartition(".")[0] not in layers}
 
     def one(xi, vi):  # vi (k, C)
@@ -85,20 +85,32 @@ def norms(r: Rows) -> Tensor:
 
 
 def _outer_product_layers(draw: Draw, x: Tensor) -> dict[str, nn.Linear]:
-    """Linear layers with trained, unshared weights that are called once and see one vector per example."""
-    owners = Counter(id(p) for module in draw.model.modules() for p in module.parameters(recurse=False))
-    candidates = {
+    """Linear layers that are called once, on one vector per example, and whose trained weights serve nothing else."""
+    pair = torch.cat([x[:1], x[:1]])
+    layers = {
         name: module
         for name, module in draw.model.named_modules()
         if type(module) is nn.Linear and f"{name}.weight" in draw.theta
-        if all(owners[id(p)] == 1 for p in module.parameters())
     }
-    calls = {name: [] for name in candidates}
+    calls = {name: [] for name in layers}
     with ExitStack() as hooks, torch.no_grad():
-        for name, layer in candidates.items():
-            hooks.enter_context(layer.register_forward_hook(lambda _, args, __, c=calls[name]: c.append(args[0].ndim)))
-        draw.model(x)
-    return {name: layer for name, layer in candidates.items() if calls[name] == [2]}
+        for name, layer in layers.items():
+            note = partial(lambda seen, _, args, __: seen.append(args[0].shape[:-1]), calls[name])
+            hooks.enter_context(layer.register_forward_hook(note))
+        draw.model(pair)
+    return {name: m for name, m in layers.items() if calls[name] == [(2,)] and not _used_elsewhere(draw, name, m, pair)}
+
+
+def _used_elsewhere(draw: Draw, name: str, layer: nn.Linear, x: Tensor) -> bool:
+    """Whether a layer's parameters reach the output by another way than its call: NaN in their place would show."""
+    spoiled = {key: torch.full_like(p, torch.nan) for key, p in draw.theta.items() if key.rpartition(".")[0] == name}
+    true = {key.rpartition(".")[2]: draw.theta[key] for key in spoiled}
+
+    def repair(_, args, __):
+        return nn.functional.linear(args[0], true["weight"], true.get("bias", layer.bias))
+
+    with layer.register_forward_hook(repair), torch.no_grad():
+        return not functional_call(draw.model, draw.theta | spoiled, (x,)).isfinite().all()
 
 
 def _tap(name: str, shift: dict, seen: dict):

@@ -1,6 +1,7 @@
 """LOO: leave-one-out retraining, the ground truth."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -46,5 +47,5 @@ def _continued(draw: Draw, posterior: Posterior, without: int) -> Draw:
     model = posterior.model(task, draw.init_seed)
     model.load_state_dict(draw.theta, strict=False)
     batches = batch_order(len(task.x_train), draw.recipe, draw.batch_seed)
-    (theta,) = train(model, task.x_train, task.y_train, draw.recipe, batches, without=without)
-    return Draw(theta, model, draw.recipe, draw.member, draw.checkpoint, draw.init_seed, draw.batch_seed)
+    (theta,) = train(model, task.x_train, task.y_train, draw.recipe, batches, seed=draw.batch_seed, without=without)
+    return replace(draw, theta=theta, model=model)

@@ -7,7 +7,7 @@ from tdalib.data import Task
 from tdalib.samplers.posterior import Draw, Member, Posterior, derive_seed, register
 from tdalib.training import Recipe, batch_order, train
 
-INIT, BATCH = 0, 1
+INIT, BATCH = 0, 1  # roles of a seed; BATCH decides the batch order, and dropout masks where there are any
 
 
 @register("deep_ensemble")
@@ -51,7 +51,16 @@ def train_member(posterior: Posterior, member: Member, without: int | None = Non
     task, recipe = posterior.task, posterior.recipe
     model = posterior.model(task, member.init_seed)
     batches = batch_order(len(task.x_train), recipe, member.batch_seed)
-    thetas = train(model, task.x_train, task.y_train, recipe, batches, without=without, keep=posterior.checkpoints)
+    thetas = train(
+        model,
+        task.x_train,
+        task.y_train,
+        recipe,
+        batches,
+        seed=member.batch_seed,
+        without=without,
+        keep=posterior.checkpoints,
+    )
     first = recipe.epochs - posterior.checkpoints + 1
     return [
         Draw(theta, model, recipe, member.index, epoch, member.init_seed, member.batch_seed)

@@ -75,7 +75,7 @@ class Posterior:
 
     def __post_init__(self):
         if not self.members:
-            raise ValueError("members: 0 is not possible; a posterior needs at least 1")
+            raise ValueError("members: a posterior needs at least 1")
         if not 1 <= self.checkpoints <= self.recipe.epochs:
             raise ValueError(f"checkpoints: {self.checkpoints} is not possible with {self.recipe.epochs} epochs")
 
@@ -85,5 +85,5 @@ class Posterior:
 
 
 def derive_seed(seed: int, member: int, role: int) -> int:
-    """A seed for one role (0: initialisation, 1: batch order) of one member, independent of all others."""
+    """A seed for one role of one member, independent of all others."""
     return int(np.random.SeedSequence(seed, spawn_key=(member, role)).generate_state(1)[0])

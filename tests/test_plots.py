@@ -1,0 +1,72 @@
+"""Figures show what the tables say."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import xarray as xr
+
+from tdalib import plots, stats
+
+
+@pytest.fixture
+def ax():
+    yield plt.figure().gca()
+    plt.close("all")
+
+
+@pytest.fixture
+def tau():
+    values = np.random.default_rng(0).normal(0.2, 1, size=(6, 5, 6, 2)).astype(np.float32)
+    units = '{"loo": "nats", "gc": "cosine"}'
+    coords = {"member": ("sample", [0, 0, 1, 1, 2, 2]), "method": ["loo", "gc"]}
+    return xr.DataArray(values, coords, ("sample", "train", "test", "method"), attrs={"units": units})
+
+
+def test_axes_carry_units(tau, ax):
+    table = stats.per_pair(tau)
+    assert plots.plot_reliability(table, "loo", ax=ax).get_xlabel() == "|mean τ| (nats)"
+    one = tau.sel({"method": "gc"}).isel(train=0, test=0)
+    ax.figure.clear()
+    assert plots.plot_draws(one, stats.by_member(one), ax=ax.figure.gca()).get_xlabel() == "τ gc (cosine)"
+
+
+def test_bars_are_the_shares(tau, ax):
+    summary = stats.summary(stats.per_pair(tau))
+    bars = [bar.get_height() for bar in plots.plot_noise_share(summary, ax=ax).patches]
+    np.testing.assert_allclose(bars, summary["std > |mean|"])
+
+
+def test_draws_and_means_are_where_they_should_be(tau, ax):
+    one = tau.sel({"method": "loo"}).isel(train=2, test=3)
+    dots, diamonds = (c.get_offsets() for c in plots.plot_draws(one, stats.by_member(one), ax=ax).collections)
+    np.testing.assert_allclose(dots[:, 0], one)
+    np.testing.assert_allclose(diamonds[:, 0], one.values.reshape(3, 2).mean(1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("draw", [plots.plot_snr, lambda table, ax: plots.plot_p_values(table, "p_t", ax=ax)])
+def test_distributions_of_every_method_are_drawn(tau, ax, draw):
+    legend = draw(stats.per_pair(tau), ax=ax).get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["loo", "gc"]
+
+
+def test_proponents_stand_in_order_and_shared_ones_are_framed(tau, digits):
+    top = stats.proponents(stats.by_member(tau).sel({"method": "loo"}), 3).isel(test=1)
+    axes = plots.plot_proponents(top, digits, 1)
+    assert axes.shape == (3, 4)
+    for member, rank in np.ndindex(3, 3):
+        j = int(top[member, rank])
+        shown = axes[member, rank + 1].images[0].get_array()
+        np.testing.assert_allclose(shown, (digits.x_train[j, 0] + 1) / 2, atol=1e-6)
+        assert axes[member, rank + 1].axison == (j in top[0])
+
+
+def test_colours_are_fixed_and_distinct():
+    assert len({plots.colour(name) for name in ("loo", "ats", "if", "gd", "gc", "mine")}) == 6
+    assert plots.colour("mine") == plots.colour("mine")
+
+
+@pytest.mark.parametrize(
+    ("image", "shown"), [(np.zeros((1, 4, 5)), (4, 5)), (np.ones((3, 4, 5)), (4, 5, 3)), (np.arange(4.0), (1, 4))]
+)
+def test_images_of_every_shape(ax, image, shown):
+    assert plots.plot_image(image, "", ax=ax).images[0].get_array().shape == shown
