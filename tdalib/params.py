@@ -1,13 +1,23 @@
 """Params: the one list of names that the run notebook, the YAML files and Python share."""
 
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import xarray as xr
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 
 from tdalib import attributors, data, experiment, models, samplers
 from tdalib.data import ROOT, Task
@@ -19,6 +29,15 @@ def _no_bool(value):
     if isinstance(value, bool):
         raise ValueError(f"{value} is not possible; it must be a number")
     return value
+
+
+def _must(pattern: str, rule: str) -> AfterValidator:
+    def check(value):
+        if not re.search(pattern, value):
+            raise ValueError(f"{value!r} is not possible; it must {rule}")
+        return value
+
+    return AfterValidator(check)
 
 
 Count = Annotated[int, Field(strict=True, ge=1)]
@@ -33,7 +52,7 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(pattern=r"^[^/\\]+$")] = "experiment"
+    name: Annotated[str, _must(r"^[^/\\]+$", "be a file name without slashes")] = "experiment"
     dataset: str = "mnist3"
     train_per_class: Count = 10
     test_per_class: Count = 50
@@ -51,8 +70,10 @@ class Params(BaseModel):
     method_options: dict[str, dict[str, Any]] = {}
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
     workers: Count | None = None
-    scheduler: Annotated[str, Field(pattern=r"^local$|:\d+$")] | None = None
-    store: Annotated[str, Field(pattern=r"\.zarr$")] | None = None
+    scheduler: (
+        Annotated[str, _must(r"^local$|:\d+$", "be local or the address of a dask scheduler, host:port")] | None
+    ) = None
+    store: Annotated[str, _must(r"\.zarr/?$", "end in .zarr")] | None = None
 
     @classmethod
     def of(cls, values: dict) -> "Params":

@@ -34,7 +34,7 @@ def influence(draw: Draw, task: Task, *, solver: Literal["ggn", "cg"] = "ggn", d
     Source: Koh and Liang 2017, arXiv:1703.04730, equation 2; Martens 2020, arXiv:1412.1193, for the Gauss–Newton form.
     """
     damping = draw.recipe.weight_decay if damping is None else damping
-    if not damping > 0:
+    if not 0 < damping < float("inf"):
         raise ValueError(f"if: damping {damping} is not possible; H + λI needs λ > 0 (weight_decay, or damping itself)")
     if solver not in _SOLVERS:
         raise ValueError(f"if: solver {solver!r} is not known; choose from {', '.join(_SOLVERS)}")
