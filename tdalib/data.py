@@ -38,9 +38,11 @@ class Task:
     name: str
 
     def fingerprint(self) -> str:
-        """SHA-256 over all images and labels: two tasks with one fingerprint hold the same data."""
-        arrays = (self.x_train, self.y_train, self.x_test, self.y_test)
-        return sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()
+        """SHA-256 over all points and labels, their shapes and types: one fingerprint, the same data."""
+        digest = sha256()
+        for array in map(np.ascontiguousarray, (self.x_train, self.y_train, self.x_test, self.y_test)):
+            digest.update(f"{array.shape} {array.dtype} ".encode() + array.tobytes())
+        return digest.hexdigest()
 
 
 def load(name: str, *, train_per_class: int, test_per_class: int, seed: int = 0) -> Task:

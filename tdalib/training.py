@@ -99,5 +99,8 @@ def logits(model: nn.Module, theta: Theta, x: Tensor) -> Tensor:
 
 
 def losses(model: nn.Module, theta: Theta, x: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy at θ for every point, (points,), nats."""
-    return F.cross_entropy(logits(model, theta, x), y, reduction="none")
+    """Cross-entropy at θ for every point, (points,), nats, float64.
+
+    The logits keep the model's precision; their log-sum-exp does not, or every loss below 1e-7 would be 0.
+    """
+    return F.cross_entropy(logits(model, theta, x).double(), y, reduction="none")

@@ -75,3 +75,10 @@ def test_dropout_is_active_in_training_and_follows_from_the_seed(digits):
 def test_impossible_recipes_are_refused(bad):
     with pytest.raises(ValueError, match=f"{next(iter(bad))}: .* is not possible"):
         Recipe(**bad)
+
+
+def test_small_losses_are_not_rounded_to_zero():
+    model = torch.nn.Linear(1, 2, bias=False)
+    theta = {"weight": torch.tensor([[20.0], [0.0]])}
+    (loss,) = losses(model, theta, torch.ones(1, 1), torch.tensor([0]))
+    assert loss.item() == pytest.approx(2.061153620314381e-09, rel=1e-6)  # log(1 + e⁻²⁰)

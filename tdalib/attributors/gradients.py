@@ -30,9 +30,18 @@ class Rows:
 
 def loss_rows(draw: Draw, x: Tensor, y: Tensor) -> Rows:
     """∇L of every example at the draw: one row each."""
-    residual = logits(draw.model, draw.theta, x).softmax(1)  # (b, C)
-    residual[torch.arange(len(y)), y] -= 1
-    return rows(draw, x, residual[:, None])
+    return rows(draw, x, residuals(draw, x, y)[:, None])
+
+
+def residuals(draw: Draw, x: Tensor, y: Tensor) -> Tensor:
+    """∂L/∂logits = p − e_y of every example, (b, C).
+
+    The entry of the label is minus the sum of the others: p_y − 1 would cancel where the network is sure.
+    """
+    others = logits(draw.model, draw.theta, x).double().softmax(1)
+    others[torch.arange(len(y)), y] = 0
+    others[torch.arange(len(y)), y] = -others.sum(1)
+    return others.to(x.dtype)
 
 
 def rows(draw: Draw, x: Tensor, cotangents: Tensor) -> Rows:

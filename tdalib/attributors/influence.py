@@ -9,7 +9,7 @@ from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 from torch.func import functional_call, jvp, vjp
 
-from tdalib.attributors.gradients import gram, loss_rows, rows
+from tdalib.attributors.gradients import gram, loss_rows, residuals, rows
 from tdalib.attributors.methods import register
 from tdalib.data import Task
 from tdalib.samplers.posterior import Draw
@@ -65,7 +65,7 @@ def _ggn(draw: Draw, task: Task, damping: float) -> Tensor:
 
 def _cg(draw: Draw, task: Task, damping: float) -> Tensor:
     n, dtype = len(task.x_train), task.x_train.dtype
-    labels = F.one_hot(task.y_train, logits(draw.model, draw.theta, task.x_train[:1]).shape[1])
+    residual = residuals(draw, task.x_train, task.y_train)  # (n, C)
 
     def train_logits(theta):
         return functional_call(draw.model, theta, (task.x_train,))
@@ -85,7 +85,7 @@ def _cg(draw: Draw, task: Task, damping: float) -> Tensor:
 
     tau = []
     for j in range(n):
-        gradient = vector((p - labels) * (torch.arange(n) == j)[:, None])  # ∇L(z_j)
+        gradient = vector(residual * (torch.arange(n) == j)[:, None])  # ∇L(z_j)
         operator = LinearOperator((len(gradient),) * 2, matvec=product, dtype=gradient.dtype)
         solution = _unflatten(_solve(operator, gradient), draw.theta, dtype)
         tau.append(jvp(test_losses, (draw.theta,), (solution,))[1] / n)  # ∇L(z)ᵀ solution for all z at once
