@@ -8,8 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]  # relative paths start here, under papermill and in JupyterLab alike
+ROOT = Path(__file__).resolve().parents[1]  # of the repository
 SHIPPED = {path.stem: path for path in sorted((Path(__file__).parent / "datasets").glob("*.npz"))}
+
+
+def resolve(path) -> Path:
+    """A path as users write it: `~` is their home, a relative one starts at the repository root."""
+    return ROOT / Path(path).expanduser()
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ def from_arrays(
 
 
 def _read(name) -> dict[str, np.ndarray]:
-    path = SHIPPED.get(name, ROOT / name)
+    path = SHIPPED.get(name, resolve(name))
     if path.suffix != ".npz":
         raise ValueError(f"dataset {name!r} is not known; choose from {', '.join(SHIPPED)} or give an .npz file")
     if not path.is_file():

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,6 +13,7 @@ import xarray as xr
 from tqdm import tqdm
 
 from tdalib import attributors, store
+from tdalib.data import resolve
 from tdalib.samplers import Draw, Posterior
 from tdalib.training import losses
 
@@ -67,16 +69,17 @@ def attribute(
     if path is None:
         with TemporaryDirectory() as folder:
             return _fill(Path(folder) / "result.zarr", empty, posterior, known, options, workers, scheduler).load()
-    return _fill(store.ROOT / path, empty, posterior, known, options, workers, scheduler)
+    return _fill(resolve(path), empty, posterior, known, options, workers, scheduler)
 
 
 def describe(posterior: Posterior, options: dict[str, dict]) -> dict:
-    """What a result depends on, for one made without a params file."""
-    model = getattr(posterior.model, "func", posterior.model)
+    """What a result depends on, for one made without a params file; a model is known by its initial weights."""
+    weights = sha256()
+    for name, value in posterior.model(posterior.task, posterior.members[0].init_seed).state_dict().items():
+        weights.update(name.encode() + np.ascontiguousarray(value).tobytes())
     return {
         "dataset": posterior.task.name,
-        "model": getattr(model, "__name__", type(model).__name__),
-        "model_options": {k: str(v) for k, v in getattr(posterior.model, "keywords", {}).items()},
+        "model": weights.hexdigest(),
         "sampler": posterior.run.__name__,
         "seeds": [[m.init_seed, m.batch_seed] for m in posterior.members],
         "checkpoints": posterior.checkpoints,
@@ -100,15 +103,24 @@ def probe(posterior: Posterior, methods, options: dict[str, dict]) -> None:
     small = replace(task, **train, **test)
     short = replace(posterior, task=small, recipe=replace(posterior.recipe, epochs=1), checkpoints=1)
     (draw,) = short.draws(0)
+    outputs, points = draw.model(small.x_test).shape[-1], range(len(small.x_train))
+    if outputs < len(task.classes):
+        raise ValueError(f"the model has {outputs} outputs; {len(task.classes)} classes need at least as many")
     for name in methods:
-        method = attributors.get(name)
-        chosen = options.get(name, {})
+        method, chosen = attributors.get(name), options.get(name, {})
         if method.retrains:
-            shape, expected = method.function(short, 0, [0, 1], **chosen).shape, (1, 2, 1)
+            values, expected = _array(method, short, 0, points, **chosen), (1, len(points), 1)
         else:
-            shape, expected = method.function(draw, small, **chosen).shape, (2, 1)
-        if tuple(shape) != expected:
-            raise ValueError(f"method {name!r} gave τ of shape {tuple(shape)} where {expected} is needed")
+            values, expected = _array(method, draw, small, **chosen), (len(points), 1)
+        if values.shape != expected:
+            raise ValueError(f"method {name!r} gave τ of shape {values.shape} where {expected} is needed")
+
+
+def _array(method: attributors.Method, *arguments, **options) -> np.ndarray:
+    values = method.function(*arguments, **options)
+    if not isinstance(values, torch.Tensor):
+        raise ValueError(f"{method.function.__name__} gave a {type(values).__name__} where a tensor is needed")
+    return values.detach().numpy()
 
 
 @dataclass(frozen=True)
@@ -176,11 +188,11 @@ def _compute(unit: Unit, posterior: Posterior, draws: list[Draw], loss: np.ndarr
     with _one_thread():
         if method.retrains:
             for block in unit.blocks:
-                without = method.function(posterior, unit.member, points[block], **options).numpy()
+                without = _array(method, posterior, unit.member, points[block], **options)
                 tau = without - loss[:, None]  # (checkpoint, points, test)
                 results += [("loss_without", block, without), ("tau", block, tau[..., None])]
         else:
-            tau = torch.stack([method.function(draw, posterior.task, **options) for draw in draws]).numpy()
+            tau = np.stack([_array(method, draw, posterior.task, **options) for draw in draws])
             results += [("tau", block, tau[:, points[block], :, None]) for block in unit.blocks]
     for name, _, values in results:
         _check_finite(values, f"{name} of member {unit.member} by {unit.method}")

@@ -33,7 +33,8 @@ def _seeded(function):
             model = function(task, seed, **options)
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
             raise ValueError("the model has batch norm, which couples the points of a batch; use group or layer norm")
-        return model.to(dtype=task.x_train.dtype, memory_format=torch.channels_last)
+        layout = torch.channels_last if task.x_train.ndim == 4 else torch.preserve_format
+        return model.to(dtype=task.x_train.dtype, memory_format=layout)
 
     return seeded
 

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from tdalib import attributors, data, experiment, models, samplers
-from tdalib.data import ROOT, Task
+from tdalib.data import Task, resolve
 from tdalib.samplers import Posterior
 from tdalib.training import Recipe
 
@@ -45,7 +45,7 @@ Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 
 
 class Params(BaseModel):
-    """An experiment. Unknown keys, wrong types and impossible values raise a one-line ValueError.
+    """An experiment. `of` and `read` turn unknown keys, wrong types and impossible values into a one-line ValueError.
 
     The fields and defaults are those of the parameters cell of `notebooks/10_run_experiment.ipynb`, explained there.
     """
@@ -132,14 +132,14 @@ class Params(BaseModel):
     def _options_are_known(cls, options, info):
         known = info.data
         if info.field_name == "model_options" and "model" in known:
-            _check_options(known["model"], models.get(known["model"]), options)
+            return _check_options(known["model"], models.get(known["model"]), options)
         if info.field_name == "sampler_options" and "sampler" in known:
-            _check_options(known["sampler"], samplers.get(known["sampler"]), options)
+            return _check_options(known["sampler"], samplers.get(known["sampler"]), options)
         if info.field_name == "method_options" and "methods" in known:
             for name in options:
                 if name not in known["methods"]:
                     raise ValueError(f"{name!r} is not among the methods {', '.join(known['methods'])}")
-                _check_options(name, attributors.get(name).function, options[name])
+            return {name: _check_options(name, attributors.get(name).function, options[name]) for name in options}
         return options
 
     @property
@@ -149,7 +149,7 @@ class Params(BaseModel):
     @property
     def path(self) -> Path:
         """Where the store lies: `store`, or results/NAME.zarr; a relative path starts at the repository root."""
-        return ROOT / Path(self.store or f"results/{self.name}.zarr").expanduser()
+        return resolve(self.store or f"results/{self.name}.zarr")
 
     def task(self) -> Task:
         return data.load(
@@ -184,21 +184,29 @@ class Params(BaseModel):
         return self.model_dump(exclude={"name", "workers", "scheduler", "store"})
 
 
-def _check_options(name: str, function: Callable, options: dict) -> None:
-    """Options are a function's parameters with a default, less those that are params of their own."""
+def _check_options(name: str, function: Callable, options: dict) -> dict:
+    """The options, as the function's annotations want them.
+
+    Options are a function's parameters with a default, less those that are params of their own.
+    """
     own = {"recipe", "members", "checkpoints", "seed"}
     known = {
         key: parameter.annotation
         for key, parameter in inspect.signature(function).parameters.items()
         if parameter.default is not parameter.empty and key not in own
     }
+    checked = {}
     for key, value in options.items():
         if key not in known:
             raise ValueError(f"{name} has no option {key!r}; it has {', '.join(known) or 'none'}")
         try:
-            TypeAdapter(Any if known[key] is inspect.Parameter.empty else known[key]).validate_python(value)
+            wanted = Any if known[key] is inspect.Parameter.empty else known[key]
+            checked[key] = TypeAdapter(wanted).validate_python(value)
         except ValidationError as error:
             raise ValueError(f"{name}.{_sentence(error.errors()[0] | {'loc': (key,)})}") from None
+        if isinstance(value, bool) and not isinstance(checked[key], bool):
+            raise ValueError(f"{name}.{key}: {value} is not possible; it must be a number")
+    return checked
 
 
 def _sentence(error: dict) -> str:

@@ -54,10 +54,11 @@ def plot_snr(table: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     ax = ax or plt.gca()
     frame = _long(table, "snr")
     frame = frame[(frame.snr > 0) & np.isfinite(frame.snr)]
-    sns.histplot(
-        frame, x="snr", hue="method", palette=_palette(table), log_scale=True, element="step", fill=False, bins=60,
-        stat="proportion", common_norm=False, ax=ax,
-    )  # fmt: skip
+    if len(frame):
+        sns.histplot(
+            frame, x="snr", hue="method", palette=_palette(table), log_scale=True, element="step", fill=False, bins=60,
+            stat="proportion", common_norm=False, ax=ax,
+        )  # fmt: skip
     ax.axvline(1, color="0.2", linewidth=1)
     ax.set(xlabel="signal-to-noise ratio |mean τ| / std τ", ylabel="share of pairs")
     return ax
@@ -82,8 +83,7 @@ def plot_draws(tau: xr.DataArray, members: xr.DataArray, *, ax: Axes | None = No
     ax.axvline(0, color="0.2", linewidth=1)
     ax.scatter(tau, tau.member + 1, color=colour(method), alpha=0.5, s=14, linewidth=0)
     ax.scatter(members, members.member + 1, color=colour(method), marker="D", s=26, edgecolor="0.2", linewidth=0.6)
-    unit = json.loads(tau.attrs["units"])[method]
-    ax.set(xlabel=f"τ {method} ({unit})", ylabel="training", yticks=[1, members.sizes["member"]])
+    ax.set(xlabel=f"τ {method} ({_unit(tau, method)})", ylabel="training", yticks=[1, members.sizes["member"]])
     ax.locator_params(axis="x", nbins=5)
     return ax
 
@@ -135,5 +135,5 @@ def _palette(table: xr.Dataset) -> dict:
     return {str(method): colour(str(method)) for method in table.method.values}
 
 
-def _unit(table: xr.Dataset, method: str) -> str:
-    return json.loads(table.attrs["units"])[method]
+def _unit(labelled: xr.Dataset | xr.DataArray, method: str) -> str:
+    return json.loads(labelled.attrs["units"]).get(method, "")

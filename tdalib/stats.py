@@ -1,6 +1,6 @@
 """What a distribution of τ says about each train-test pair: pure functions on labelled arrays."""
 
-import json
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -51,7 +51,7 @@ def per_pair(tau: xr.DataArray) -> xr.Dataset:
             "p_noise": xr.apply_ufunc(_noise_p, snr).where(~never, 1),
         }
     )
-    return table.assign_attrs(units=tau.attrs.get("units", json.dumps({})), members=draws.sizes["member"])
+    return table.assign_attrs(units=tau.attrs.get("units", "{}"), members=draws.sizes["member"])
 
 
 def summary(table: xr.Dataset) -> pd.DataFrame:
@@ -60,6 +60,7 @@ def summary(table: xr.Dataset) -> pd.DataFrame:
     Columns: pairs, members, the share with std > |mean|, the mean t-test p, the share with t-test p < 0.05 (expect
     0.05 of pure noise), and the mean p_noise. Pairs that are NaN are left out and not counted in `pairs`.
     """
+    table = table if "method" in table.dims else table.expand_dims("method")
     over = ("train", "test")
     columns = {
         "pairs": table.p_t.notnull().sum(over),
@@ -75,7 +76,8 @@ def summary(table: xr.Dataset) -> pd.DataFrame:
 def proponents(tau: xr.DataArray, count: int = 5) -> xr.DataArray:
     """Positions of the `count` train points with the highest τ, best first: (…, train, …) → (…, rank, …)."""
     axis = tau.get_axis_num("train")
-    order = np.argsort(-tau.values, axis=axis, kind="stable").take(range(count), axis=axis)
+    order = np.argsort(-tau.values, axis=axis, kind="stable")
+    order = order.take(range(min(count, tau.sizes["train"])), axis=axis)
     kept = {name: c for name, c in tau.coords.items() if "train" not in c.dims}
     return xr.DataArray(order, kept, [("rank" if d == "train" else d) for d in tau.dims])
 
@@ -91,7 +93,8 @@ def extremes(table: xr.Dataset, method: str, count: int = 3) -> pd.DataFrame:
         one unusual image does not fill the list; pairs whose τ is always 0 are left out.
     """
     pairs = table.sel({"method": method}).drop_vars(table.coords, errors="ignore").to_dataframe().reset_index()
-    pairs = pairs[(pairs["std"] > 0) & pairs["snr"].notna()].sort_values("snr", ascending=False, kind="stable")
+    always_zero = (pairs["mean"] == 0) & (pairs["std"] == 0)
+    pairs = pairs[pairs["snr"].notna() & ~always_zero].sort_values("snr", ascending=False, kind="stable")
     ends = {"most": _distinct(pairs, count), "least": _distinct(pairs[::-1], count)[::-1]}
     return pd.concat([rows.assign(trust=end) for end, rows in ends.items()], ignore_index=True)
 
@@ -107,7 +110,8 @@ def _distinct(pairs: pd.DataFrame, count: int) -> pd.DataFrame:
 
 
 def _t_p(draws: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of pairs that never vary, and of single members
         return scipy.stats.ttest_1samp(draws, 0.0, axis=-1).pvalue
 
 

@@ -14,7 +14,7 @@ import xarray as xr
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from tdalib.data import ROOT
+from tdalib.data import ROOT, resolve
 
 DIMS = ("sample", "train", "test", "method")
 TRAIN_BLOCK = 25  # train points in a chunk
@@ -136,7 +136,7 @@ def open_result(path) -> xr.Dataset:
     FileNotFoundError
         Nothing is there; the sentence says how to make a store.
     """
-    path = ROOT / path
+    path = resolve(path)
     if not path.is_dir():
         raise FileNotFoundError(f"no store at {path}; make one: python -m tdalib.run params/{path.stem}.yaml")
     result = xr.open_zarr(path)

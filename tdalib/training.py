@@ -18,8 +18,8 @@ class Recipe:
     """How a network is trained; the defaults are the paper's for mnist3 (Nguyen et al. 2023, appendix).
 
     Adam on the mean cross-entropy of each batch. `weight_decay` λ is an L2 term (λ/2)‖θ‖² in the loss, not decoupled.
-    To train to convergence, as exact tests do, take full batches and a learning rate of 0.01 or less: Adam at a
-    constant rate keeps jittering around the optimum, the more the larger it is.
+    To train to convergence, as exact tests do, take full batches and a small learning rate, about 0.01: at a constant
+    rate Adam keeps jittering around the optimum, and a larger rate jitters more.
 
     Raises
     ------

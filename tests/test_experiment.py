@@ -158,9 +158,41 @@ def test_own_attributor_is_one_decorator(posterior):
     def transposed(draw, task):
         return same_class(draw, task).T
 
+    @attributors.register("listed", unit="1")
+    def listed(draw, task):
+        return same_class(draw, task).numpy()
+
+    @attributors.register("logit", unit="1")
+    def logit(draw, task):  # a tensor that still wants a gradient is taken as it is
+        return draw.model(task.x_train)[:, :1] * draw.model(task.x_test)[:, 0]
+
+    assert attribute(posterior, "logit", workers=1).tau.shape == (4, 6, 6, 1)
+    with pytest.raises(ValueError, match="listed gave a ndarray where a tensor is needed"):
+        attribute(posterior, ["listed"])
     with pytest.raises(ValueError, match=r"'transposed' gave τ of shape \(1, 2\) where \(2, 1\) is needed"):
         attribute(posterior, ["transposed"])
-    del attributors.METHODS["same_class"], attributors.METHODS["transposed"]
+    for name in ("same_class", "transposed", "listed", "logit"):
+        del attributors.METHODS[name]
+
+
+def test_models_are_told_apart_and_too_few_outputs_refused(blobs, tmp_path):
+    def flat(width, outputs=3):
+        layers = torch.nn.Linear(4, width), torch.nn.Linear(width, outputs)
+        return lambda task, seed: torch.nn.Sequential(*(type(m)(m.in_features, m.out_features) for m in layers))
+
+    small, large, narrow = (deep_ensemble(m, blobs, Recipe(epochs=1), members=1, checkpoints=1) for m in
+                            (flat(2), flat(5), flat(2, outputs=2)))  # fmt: skip
+    attribute(small, ["gd"], path=tmp_path / "a.zarr", workers=1)
+    with pytest.raises(ValueError, match="made with model"):
+        attribute(large, ["gd"], path=tmp_path / "a.zarr")
+    with pytest.raises(ValueError, match="the model has 2 outputs; 3 classes need at least as many"):
+        attribute(narrow, ["gd"])
+
+
+def test_one_train_point_is_enough():
+    task = data.from_arrays(torch.ones(1, 3), [0], torch.ones(2, 3), [0, 0])
+    result = attribute(deep_ensemble("logreg", task, Recipe(epochs=1), members=1, checkpoints=1), ["loo"], workers=1)
+    assert result.tau.shape == (1, 1, 2, 1)
 
 
 def test_diverged_training_is_an_error_not_a_gap(digits, tmp_path):

@@ -1,6 +1,7 @@
 """One list of names, and what a params file may hold."""
 
 import ast
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -35,11 +36,13 @@ def test_paper_scale_is_the_papers():
 
 def test_yaml_numbers_without_a_dot_are_numbers(tmp_path):
     path = tmp_path / "a.yaml"
-    path.write_text("learning_rate: 1e-2")
+    path.write_text("learning_rate: 1e-2\nmethod_options: {if: {damping: 1e-3}}")
     assert Params.read(path).learning_rate == 0.01
+    assert Params.read(path).method_options == {"if": {"damping": 0.001}}
 
 
 def test_relative_stores_lie_in_the_repository(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert Params(name="x").path == ROOT / "results" / "x.zarr"
     assert Params(store="elsewhere/y.zarr").path == ROOT / "elsewhere" / "y.zarr"
+    assert Params(store="~/z.zarr").path == Path.home() / "z.zarr"

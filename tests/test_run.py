@@ -43,6 +43,7 @@ def write(path, **values):
         ({"name": "a/b"}, "name: 'a/b' is not possible"),
         ({"learning_rate": "true"}, "learning_rate: True is not possible; it must be a number"),
         ({"method_options": "{if: {damping: fast}}"}, "if.damping: 'fast' is not possible"),
+        ({"method_options": "{if: {damping: true}}"}, "if.damping: True is not possible; it must be a number"),
         ({"store": "results/t.ipynb"}, "store: 'results/t.ipynb' is not possible"),
         ({"scheduler": "nonsense"}, "scheduler: 'nonsense' is not possible"),
         ({"on": 1}, "unknown key 'True'"),

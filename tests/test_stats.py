@@ -1,6 +1,7 @@
 """Tables against scipy pair by pair, and against simulated τ with known truth."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 import xarray as xr
@@ -91,8 +92,22 @@ def test_extremes_are_the_ends_and_distinct(draws):
     assert ends.train[0] != ends.train[1] and ends.test[0] != ends.test[1]
 
 
+def test_a_method_that_never_varies_is_all_signal(draws):
+    draws[..., 0] = 2
+    table = stats.per_pair(simulate(draws))
+    assert np.isinf(table.snr.sel({"method": "m0"})).all() and (table.p_t.sel({"method": "m0"}) == 0).all()
+    assert len(stats.extremes(table, "m0", count=1)) == 2
+
+
+def test_one_selected_method_has_a_summary(draws):
+    tau = simulate(draws)
+    one = stats.summary(stats.per_pair(tau.sel({"method": "m1"})))
+    pd.testing.assert_frame_equal(one, stats.summary(stats.per_pair(tau)).loc[["m1"]])
+
+
 def test_proponents_are_the_highest_first(draws):
     tau = stats.by_member(simulate(draws)).sel({"method": "m2"})  # (member, train, test)
+    assert stats.proponents(tau, 9).sizes["rank"] == 4
     top = stats.proponents(tau, 2)
     assert top.dims == ("member", "rank", "test") and top.shape == (6, 2, 5)
     for member, test in np.ndindex(6, 5):

@@ -31,7 +31,11 @@ def get(name: str) -> Callable[..., "Posterior"]:
 
 @dataclass(frozen=True)
 class Draw:
-    """One θ ~ p(θ|D) with its provenance. `model` is the network in eval mode, θ goes in by `functional_call`."""
+    """One θ ~ p(θ|D) with its provenance.
+
+    `model` is the network in eval mode, shared by the draws of a member: its own weights are not θ, which goes in by
+    `torch.func.functional_call(draw.model, draw.theta, (x,))`.
+    """
 
     theta: Theta
     model: nn.Module
