@@ -117,8 +117,7 @@ def from_arrays(
         raise ValueError(f"points of x_train are {train}, those of x_test are {test}; they must be alike")
     classes = _names(classes, y_train)
     _count(y_train, classes, "train")
-    if y_test.max() >= len(classes):
-        raise ValueError(f"y_test has the label {y_test.max()}; the classes are 0 to {len(classes) - 1}")
+    _check_range(y_test, classes, "test")
     return Task(
         x_train=_floats(x_train),
         y_train=torch.as_tensor(y_train.astype(np.int64)),
@@ -176,10 +175,14 @@ def _names(classes, labels) -> tuple[str, ...]:
     return tuple(map(str, range(count) if classes is None else np.atleast_1d(classes)))
 
 
-def _count(labels, classes, split) -> np.ndarray:
-    """Points per class; none may be empty."""
+def _check_range(labels, classes, split):
     if labels.max() >= len(classes):
         raise ValueError(f"y_{split} has the label {labels.max()}; the classes are 0 to {len(classes) - 1}")
+
+
+def _count(labels, classes, split) -> np.ndarray:
+    """Points per class; none may be empty."""
+    _check_range(labels, classes, split)
     counts = np.bincount(labels, minlength=len(classes))
     if (counts == 0).any():
         label = int(counts.argmin())
