@@ -8,7 +8,21 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-_MODULES = ("data", "models", "training", "samplers", "attributors", "experiment", "store", "stats", "plots", "params")
+_MODULES = (
+    "data",
+    "models",
+    "training",
+    "stacked",
+    "samplers",
+    "attributors",
+    "engine",
+    "experiment",
+    "plan",
+    "store",
+    "stats",
+    "plots",
+    "params",
+)
 _NAMES = {"attribute": "experiment", "deep_ensemble": "samplers", "Recipe": "training", "Params": "params"}
 
 __all__ = [*_MODULES, *_NAMES]

@@ -1,6 +1,6 @@
 """Tasks: the images, labels and indices that everything else is a function of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -41,6 +41,11 @@ class Task:
     test_index: np.ndarray
     classes: tuple[str, ...]
     name: str
+
+    def to(self, device: str) -> "Task":
+        """The same task with its points and labels on `device`."""
+        moved = {key: getattr(self, key).to(device) for key in ("x_train", "y_train", "x_test", "y_test")}
+        return replace(self, **moved)
 
     def fingerprint(self) -> str:
         """SHA-256 over all points and labels, their shapes and types: one fingerprint, the same data."""

@@ -34,7 +34,7 @@ def _seeded(function):
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
             raise ValueError("the model has batch norm, which couples the points of a batch; use group or layer norm")
         layout = torch.channels_last if task.x_train.ndim == 4 else torch.preserve_format
-        return model.to(dtype=task.x_train.dtype, memory_format=layout)
+        return model.to(task.x_train.device, task.x_train.dtype, memory_format=layout)
 
     return seeded
 

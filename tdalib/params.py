@@ -4,8 +4,9 @@ import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import pandas as pd
 import xarray as xr
 import yaml
 from pydantic import (
@@ -19,7 +20,7 @@ from pydantic import (
     field_validator,
 )
 
-from tdalib import attributors, data, experiment, models, samplers
+from tdalib import attributors, data, experiment, models, plan, samplers, store
 from tdalib.data import Task, resolve
 from tdalib.samplers import Posterior
 from tdalib.training import Recipe
@@ -69,11 +70,13 @@ class Params(BaseModel):
     methods: Annotated[list[str], Field(min_length=1)] = ["loo", "ats", "if", "gd", "gc"]
     method_options: dict[str, dict[str, Any]] = {}
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: Count | None = None
     scheduler: (
         Annotated[str, _must(r"^local$|:\d+$", "be local or the address of a dask scheduler, host:port")] | None
     ) = None
     store: Annotated[str, _must(r"\.zarr/?$", "end in .zarr")] | None = None
+    plan_only: Annotated[bool, Field(strict=True)] = False
 
     @classmethod
     def of(cls, values: dict) -> "Params":
@@ -169,19 +172,37 @@ class Params(BaseModel):
 
     def attribute(self, posterior: Posterior) -> xr.Dataset:
         """The result of the experiment, in its store; what the store already holds is not computed again."""
-        return experiment.attribute(
-            posterior,
-            self.methods,
-            options=self.method_options,
-            path=self.path,
-            params=self.defining(),
-            workers=self.workers,
-            scheduler=self.scheduler,
-        )
+        return experiment.attribute(posterior, self.methods, **self._work())
 
-    def defining(self) -> dict:
-        """The params that the numbers depend on: all but the name, the place and the workers."""
-        return self.model_dump(exclude={"name", "workers", "scheduler", "store"})
+    def plan(self, posterior: Posterior) -> pd.DataFrame:
+        """What `attribute` will still cost, by method; see `plan.plan`."""
+        return plan.plan(posterior, self.methods, **self._work())
+
+    def check(self) -> None:
+        """Do everything that can fail on wrong params, and write nothing.
+
+        Raises
+        ------
+        ValueError
+            One line that names what is wrong and what is allowed.
+        """
+        work = self._work()
+        *_, empty = experiment.prepared(
+            self.posterior(self.task()), self.methods, work["options"], work["params"], self.device
+        )
+        store.check(self.path, empty)
+
+    def _work(self) -> dict:
+        return {
+            "options": self.method_options,
+            "path": self.path,
+            "params": self.model_dump(
+                exclude={"name", "device", "workers", "scheduler", "store", "plan_only"}
+            ),  # what the numbers depend on; the device that "auto" stands for comes later
+            "device": self.device,
+            "workers": self.workers,
+            "scheduler": self.scheduler,
+        }
 
 
 def _check_options(name: str, function: Callable, options: dict) -> dict:

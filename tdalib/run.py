@@ -4,63 +4,59 @@ import argparse
 import sys
 from pathlib import Path
 
-from tdalib import experiment, store
+from tdalib import store
 from tdalib.data import ROOT
 from tdalib.params import Params
 
 NOTEBOOK = ROOT / "notebooks" / "10_run_experiment.ipynb"
 
 
-def check(params: Params) -> None:
-    """Do everything that can fail on wrong params, and write nothing.
-
-    Raises
-    ------
-    ValueError
-        One line that names what is wrong and what is allowed.
-    """
-    task = params.task()
-    experiment.probe(params.posterior(task), params.methods, params.method_options)
-    store.check(params.path, params.defining(), task.fingerprint())
-
-
-def run(params: Params) -> Path:
-    """Execute the run notebook; the executed copy lies beside the store, as NAME.ipynb."""
+def run(params: Params) -> str:
+    """Execute the run notebook, or only print the plan; says where the executed copy lies, beside the store."""
+    if params.plan_only:
+        return f"planned\n{params.plan(params.posterior(params.task())).to_string(float_format='%.2f')}"
     import papermill
 
-    params.path.parent.mkdir(parents=True, exist_ok=True)
     executed = params.path.with_suffix(".ipynb")
     values = params.model_dump(exclude_defaults=True) | {"name": params.name}
-    papermill.execute_notebook(NOTEBOOK, executed, values, kernel_name="python3", stderr_file=sys.stderr)
-    return executed
+    papermill.execute_notebook(
+        NOTEBOOK, executed, values, kernel_name="python3", stdout_file=sys.stdout, stderr_file=sys.stderr
+    )
+    return f"done, see {executed}"
 
 
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tdalib.run", description=__doc__)
     parser.add_argument("params", nargs="+", type=Path, help="a YAML file that holds what differs from the defaults")
-    paths = parser.parse_args(arguments).params
+    parser.add_argument("--repair", action="store_true", help="compute damaged chunks of the store again")
+    asked = parser.parse_args(arguments)
     experiments = {}
-    for path in paths:  # all are checked before the first runs
+    for path in asked.params:  # all are checked before the first runs
         try:
             params = Params.read(path)
             if params.path in experiments:
                 raise ValueError(f"store {params.path} is that of {experiments[params.path][0]} too; choose another")
-            check(params)
+            params.check()
         except Exception as error:  # a model or an attributor of one's own can raise anything
-            print(f"{path}: {' '.join(str(error).split())}", file=sys.stderr)
-            return 2
+            return _failed(path, " ".join(str(error).split()), 2)
         experiments[params.path] = path, params
     for path, params in experiments.values():
         try:
-            print(f"{path}: done, see {run(params)}")
+            if not params.plan_only:
+                with store.held(params.path):  # a run that goes on there keeps its executed notebook
+                    for name in store.repair(params.path) if asked.repair else []:
+                        print(f"{path}: chunk {name} was damaged and is computed again")
+            print(f"{path}: {run(params)}")
         except KeyboardInterrupt:
-            print(f"{path}: interrupted; the same command goes on from here", file=sys.stderr)
-            return 130
+            return _failed(path, "interrupted; the same command goes on from here", 130)
         except Exception as error:  # whatever a notebook can raise
-            reason = str(error).strip().splitlines()[-1]
-            print(f"{path}: {reason}; see {params.path.with_suffix('.ipynb')}", file=sys.stderr)
-            return 1
+            return _failed(path, f"{str(error).strip().splitlines()[-1]}; see {params.path.with_suffix('.ipynb')}", 1)
     return 0
+
+
+def _failed(path: Path, reason: str, code: int) -> int:
+    print(f"{path}: {reason}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

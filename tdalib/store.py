@@ -1,18 +1,23 @@
 """The result on disk: one xarray Dataset in Zarr, in which a chunk is a finished unit of work."""
 
+import errno
 import json
 import shutil
 import subprocess
 import warnings
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import dask.array
+import google_crc32c
 import numpy as np
 import xarray as xr
 import zarr
+from filelock import FileLock, Timeout
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.storage import LocalStore
 
 from tdalib.data import ROOT, resolve
 
@@ -94,22 +99,57 @@ def create(path: Path, empty: xr.Dataset) -> None:
     ------
     ValueError
         The store was made with other params or other data, or `path` is something else.
+    OSError
+        The disk is full.
     """
-    check(path, json.loads(empty.attrs["params"]), empty.attrs["data_sha256"])
+    check(path, empty)
     if path.exists():
+        for name, values in empty.coords.items():
+            if not is_done(path, name, (0,)):  # `repair` removed it
+                write(path, name, (0,), values.values)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     codecs = {"compressors": (ZstdCodec(), Crc32cCodec()), "write_empty_chunks": True}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Consolidated metadata")  # xr.open_zarr asks for it all the same
-        empty.to_zarr(draft, compute=False, zarr_format=3, encoding={name: codecs for name in empty.data_vars})
-    draft.rename(path)
+    encoding = {name: codecs for name in empty.data_vars}
+    encoding |= {name: codecs | {"chunks": values.shape} for name, values in empty.coords.items()}
+    try:
+        with _full_disk_named(path), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Consolidated metadata")  # xr.open_zarr asks for it all the same
+            empty.to_zarr(draft, compute=False, zarr_format=3, encoding=encoding)
+        draft.rename(path)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
 
 
-def check(path: Path, params: dict, data_sha256: str) -> None:
+@contextmanager
+def held(path: Path):
+    """Hold the store at `path` for one run; the lock goes with the process, however that ends.
+
+    Raises
+    ------
+    ValueError
+        Another run holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"store {path} is being written by another run; wait for it or choose another store") from None
+    try:
+        for partial in path.rglob("*.partial"):  # a chunk that a killed run was writing
+            partial.unlink()
+        yield
+    finally:
+        lock.release()
+
+
+def check(path: Path, empty: xr.Dataset) -> None:
     """Refuse a place where no store can lie, or one made with other params or other data, naming what differs."""
+    params = json.loads(empty.attrs["params"])
     blocked = [parent for parent in path.parents if parent.exists() and not parent.is_dir()]
     if blocked:
         raise ValueError(f"store {path}: {blocked[0]} is a file; choose another place")
@@ -124,7 +164,7 @@ def check(path: Path, params: dict, data_sha256: str) -> None:
         if before.get(key) != params.get(key):
             was, now = before.get(key), params.get(key)
             raise ValueError(f"store {path} was made with {key}: {was}, not {now}; choose another store")
-    if data_sha256 != made["data_sha256"]:
+    if empty.attrs["data_sha256"] != made["data_sha256"]:
         raise ValueError(f"store {path} was made with other images or labels; choose another store")
 
 
@@ -135,17 +175,25 @@ def open_result(path) -> xr.Dataset:
     ------
     FileNotFoundError
         Nothing is there; the sentence says how to make a store.
+    ValueError
+        Here or when the values are read: a chunk, which the sentence names, is damaged.
     """
     path = resolve(path)
     if not path.is_dir():
         raise FileNotFoundError(f"no store at {path}; make one: python -m tdalib.run params/{path.stem}.yaml")
-    result = xr.open_zarr(path)
+    result = xr.open_zarr(_Verified(path, read_only=True))
     return result.assign_coords(result.coords.to_dataset().load().coords)
 
 
 def write(path: Path, name: str, chunk: tuple[int, ...], values: np.ndarray) -> None:
-    """Write one chunk of variable `name`, whole and at once; `chunk` counts chunks along each dim."""
-    with zarr.config.set({"array.write_empty_chunks": True}):
+    """Write one chunk of variable `name`, whole and at once; `chunk` counts chunks along each dim.
+
+    Raises
+    ------
+    OSError
+        The disk is full. The store stays valid, and the same run goes on from here.
+    """
+    with zarr.config.set({"array.write_empty_chunks": True}), _full_disk_named(path):
         array = zarr.open_group(path, mode="r+")[name]
         array[tuple(slice(k * size, (k + 1) * size) for k, size in zip(chunk, array.chunks, strict=True))] = values
 
@@ -153,6 +201,52 @@ def write(path: Path, name: str, chunk: tuple[int, ...], values: np.ndarray) -> 
 def is_done(path: Path, name: str, chunk: tuple[int, ...]) -> bool:
     """Whether the chunk exists: it is written only when finished."""
     return path.joinpath(name, "c", *map(str, chunk)).is_file()
+
+
+def damaged(path) -> list[str]:
+    """The chunks whose bytes are not those that were written, by their checksum; all of the store is read."""
+    path = resolve(path)
+    files = sorted(file for file in path.glob("*/c/**/*") if file.is_file())
+    return [file.relative_to(path).as_posix() for file in files if not _is_intact(file.read_bytes())]
+
+
+def repair(path) -> list[str]:
+    """Remove the damaged chunks, so that the run which made the store computes them again; returns their names."""
+    names = damaged(path)
+    for name in names:
+        (resolve(path) / name).unlink()
+    return names
+
+
+class _Verified(LocalStore):
+    """A store that says which chunk is damaged; zarr's checksum codec knows no names."""
+
+    async def get(self, key, prototype=None, byte_range=None):
+        return self._verified(key, await super().get(key, prototype, byte_range))
+
+    def get_sync(self, key, **options):
+        return self._verified(key, super().get_sync(key, **options))
+
+    def _verified(self, key, value):
+        if value is not None and "/c/" in key and not _is_intact(value.to_bytes()):
+            repair = "tdalib.store.repair removes it, and the run that made the store computes it again"
+            raise ValueError(f"chunk {key} of {self.root} is damaged; {repair}")
+        return value
+
+
+def _is_intact(content: bytes) -> bool:
+    """Whether the last four bytes are the crc32c of the rest."""
+    return google_crc32c.value(content[:-4]) == int.from_bytes(content[-4:], "little")
+
+
+@contextmanager
+def _full_disk_named(path: Path):
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(f"store {path}: the disk is full; make room, and the same run goes on from here") from None
 
 
 def _revision() -> str:

@@ -1,6 +1,10 @@
 """Training: the recipe, the batch order, and a plain loop in which one point can weigh nothing."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -63,33 +67,95 @@ def train(
     batches: list[list[Tensor]],
     *,
     seed: int,
-    without: int | None = None,
+    without: Sequence[int | None] = (None,),
     keep: int = 1,
-) -> list[Theta]:
-    """Train `model` in place; return θ after each of the last `keep` epochs.
+) -> Iterator[list[Theta]]:
+    """Train `model` from the weights it has, once for each entry of `without`; yields θ after the last `keep` epochs.
 
-    A point left out (`without`) has weight 0 in the loss, while the batch mean is still divided by the batch size:
-    every other number of the run stays what it was, and a point that is in no batch changes nothing, to the bit.
-    Dropout masks follow from `seed`; the caller's random state is left alone.
+    A point left out has weight 0 in the loss, while the batch mean is still divided by the batch size: every other
+    number of the run stays what it was, and a point that is in no batch changes nothing, to the bit. None leaves out
+    nothing. Up to the first batch that holds its point a run is the one that leaves out nothing, so it starts there.
+    Dropout masks follow from `seed` and the step; the caller's random state is left alone.
     """
-    weight = torch.ones(len(x), dtype=x.dtype)
-    if without is not None:
-        weight[without] = 0
-    optimizer = recipe.optimizer(trainable(model).values())
-    model.train()
-    kept = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for epoch, order in enumerate(batches):
-            for batch in order:
-                each = F.cross_entropy(model(x[batch]), y[batch], reduction="none")  # (batch,)
-                optimizer.zero_grad()
-                (weight[batch] * each).mean().backward()
-                optimizer.step()
-            if epoch >= len(batches) - keep:
+    flat, kept_after = flatten(batches, keep)
+    starts = [_first_use(batches[0], j) for j in without]
+    states = _states(model, x, y, recipe, flat, seed, starts)
+    for j, start in zip(without, starts, strict=True):
+        (weight,) = weights([j], x)
+        optimizer = _restore(model, recipe, states[start])
+        kept = []
+        for step in range(start, len(flat)):
+            _step(model, optimizer, x, y, weight, flat[step], seed + step)
+            if step in kept_after:
                 kept.append({name: p.detach().clone() for name, p in trainable(model).items()})
-    model.eval()
-    return kept
+        model.eval()
+        yield kept
+
+
+def flatten(batches: list[list[Tensor]], keep: int) -> tuple[list[Tensor], list[int]]:
+    """The batches of all epochs, and the steps that end one of the last `keep` epochs."""
+    ends = np.cumsum([len(epoch) for epoch in batches]) - 1
+    return list(chain(*batches)), ends[-keep:].tolist()
+
+
+def weights(without: Sequence[int | None], x: Tensor) -> Tensor:
+    """Weights of the points in the loss, 0 for the one left out; (runs, points)."""
+    each = x.new_ones(len(without), len(x))
+    for run, j in enumerate(without):
+        if j is not None:
+            each[run, j] = 0
+    return each
+
+
+@contextmanager
+def masks_from(seed: int, x: Tensor):
+    """Random numbers of one step (dropout) follow from `seed`; the state from before comes back."""
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _step(model, optimizer, x, y, weight, batch, seed) -> None:
+    model.train()
+    with masks_from(seed, x):
+        each = F.cross_entropy(model(x[batch]), y[batch], reduction="none")  # (batch,)
+        optimizer.zero_grad()
+        (weight[batch] * each).mean().backward()
+        optimizer.step()
+
+
+def _first_use(epoch: list[Tensor], j: int | None) -> int:
+    """The first step at which leaving out j can matter; for a point the epoch does not hold, its last."""
+    if j is None:
+        return 0
+    return next((step for step, batch in enumerate(epoch) if j in batch), len(epoch) - 1)
+
+
+def _states(model, x, y, recipe, flat, seed, steps) -> dict[int, tuple[dict, dict]]:
+    """Step → (parameters and buffers, optimiser state) before it, in the run that leaves out nothing."""
+    optimizer, (weight,) = recipe.optimizer(trainable(model).values()), weights([None], x)
+    states = {}
+    for step in range(max(steps) + 1):
+        if step in steps:
+            values = {name: value.detach().clone() for name, value in _changing(model).items()}
+            states[step] = values, deepcopy(optimizer.state_dict())
+        if step < max(steps):
+            _step(model, optimizer, x, y, weight, flat[step], seed + step)
+    return states
+
+
+def _restore(model, recipe, state) -> torch.optim.Optimizer:
+    values, of_optimizer = state
+    optimizer = recipe.optimizer(trainable(model).values())
+    optimizer.load_state_dict(deepcopy(of_optimizer))  # it would go on in the tensors it is given
+    with torch.no_grad():
+        for name, value in _changing(model).items():
+            value.copy_(values[name])
+    return optimizer
+
+
+def _changing(model: nn.Module) -> dict[str, Tensor]:
+    return trainable(model) | dict(model.named_buffers())
 
 
 def logits(model: nn.Module, theta: Theta, x: Tensor) -> Tensor:

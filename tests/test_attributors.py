@@ -221,8 +221,9 @@ def test_point_in_no_batch_has_no_effect(digits):
         model = posterior.model(digits, member.init_seed)
         order = batch_order(len(digits.x_train), posterior.recipe, member.batch_seed)
         batches = [[batch[batch != 4] for batch in epoch] for epoch in order]
-        (theta,) = train(model, digits.x_train, digits.y_train, posterior.recipe, batches, seed=0, without=without)
-        return [replace(whole.draws(0)[0], theta=theta, model=model)]
+        runs = train(model, digits.x_train, digits.y_train, posterior.recipe, batches, seed=0, without=without)
+        for (theta,) in runs:
+            yield [replace(whole.draws(0)[0], theta=theta, model=model)]
 
     whole = deep_ensemble("cnn2", digits, Recipe(epochs=2, batch_size=2), members=1, checkpoints=1)
     skipped = Posterior(digits, whole.model, whole.recipe, whole.members, 1, run=skipping)
@@ -249,7 +250,7 @@ def test_continue_protocol_trains_on_from_each_checkpoint(digits):
     model = posterior.model(digits, 0)
     model.load_state_dict(draws[0].theta)
     batches = batch_order(len(digits.x_train), posterior.recipe, draws[0].batch_seed)
-    train(model, digits.x_train, digits.y_train, posterior.recipe, batches, seed=0, without=3)
+    list(train(model, digits.x_train, digits.y_train, posterior.recipe, batches, seed=0, without=[3]))
     expected = F.cross_entropy(model(digits.x_test), digits.y_test, reduction="none")
     torch.testing.assert_close(without[0, 0], expected.detach().double(), rtol=1e-4, atol=1e-5)
     assert without.shape == (2, 1, 6)

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from tdalib import Params, attributors, run, store
+from tdalib import Params, run
 
 TINY = {"name": "tiny", "train_per_class": 2, "test_per_class": 2, "members": 2, "checkpoints": 1, "epochs": 1}
 
@@ -100,8 +100,7 @@ def test_files_that_hold_no_params(tmp_path, capsys, text):
 
 def test_store_of_another_experiment_is_refused(tmp_path, capsys):
     params = Params.of(TINY | {"store": str(tmp_path / "a.zarr"), "methods": ["gd"]})
-    task = params.task()
-    store.create(params.path, store.template(params.posterior(task), {"gd": attributors.get("gd")}, params.defining()))
+    params.attribute(params.posterior(params.task()))
     path = write(tmp_path / "b.yaml", **TINY | {"store": params.path, "methods": "[gd]", "seed": 5})
     before = sorted(tmp_path.rglob("*"))
     assert run.main([str(path)]) == 2

@@ -1,6 +1,5 @@
 """ATS: one more training step."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
@@ -21,11 +20,11 @@ def one_more_step(draw: Draw, task: Task) -> Tensor:
     Source: Nguyen et al. 2023, arXiv:2305.19765, section 3.
     """
     before = losses(draw.model, draw.theta, task.x_test, task.y_test)
-    after = [
-        losses(draw.model, _step(draw, task.x_train[j : j + 1], task.y_train[j : j + 1]), task.x_test, task.y_test)
-        for j in range(len(task.x_train))
-    ]
-    return before - torch.stack(after)
+    tau = before.new_empty(len(task.x_train), len(before), dtype=task.x_train.dtype)
+    for j in range(len(task.x_train)):
+        stepped = _step(draw, task.x_train[j : j + 1], task.y_train[j : j + 1])
+        tau[j] = before - losses(draw.model, stepped, task.x_test, task.y_test)
+    return tau
 
 
 def _step(draw: Draw, x: Tensor, y: Tensor) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """LOO: leave-one-out retraining, the ground truth."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -14,11 +14,15 @@ from tdalib.training import batch_order, losses, train
 
 @register("loo", unit="nats", retrains=True)
 def leave_one_out(
-    posterior: Posterior, member: int, points: Sequence[int], *, protocol: Literal["retrain", "continue"] = "retrain"
+    posterior: Posterior,
+    member: int,
+    points: Sequence[int | None],
+    *,
+    protocol: Literal["retrain", "continue"] = "retrain",
 ) -> Tensor:
     """LOO: τ(z_j, z) = L(z; θ\\j) − L(z; θ); this gives the first term.   (checkpoint, points, test), nats.
 
-    Positive τ: without z_j the loss at z is higher, so z_j helps.
+    Positive τ: without z_j the loss at z is higher, so z_j helps. For a point None nothing is left out.
 
     Parameters
     ----------
@@ -32,20 +36,23 @@ def leave_one_out(
     """
     task = posterior.task
     if protocol == "retrain":
-        runs = [posterior.draws(member, without=j) for j in points]
+        runs = posterior.draws_without(member, points)
     elif protocol == "continue":
-        draws = posterior.draws(member)
-        runs = [[_continued(draw, posterior, j) for draw in draws] for j in points]
+        runs = zip(*(_continued(draw, posterior, points) for draw in posterior.draws(member)), strict=True)
     else:
         raise ValueError(f"protocol {protocol!r} is not known; choose from retrain, continue")
-    without = [[losses(d.model, d.theta, task.x_test, task.y_test) for d in draws] for draws in runs]
-    return torch.stack([torch.stack(row) for row in without], dim=1)
+    without = [
+        torch.stack([losses(d.model, d.theta, task.x_test, task.y_test) for d in draws]) for draws in runs
+    ]  # a run's draws are let go before the next
+    return torch.stack(without, dim=1)
 
 
-def _continued(draw: Draw, posterior: Posterior, without: int) -> Draw:
+def _continued(draw: Draw, posterior: Posterior, points: Sequence[int | None]) -> Iterator[Draw]:
     task = posterior.task
     model = posterior.model(task, draw.init_seed)
     model.load_state_dict(draw.theta, strict=False)
     batches = batch_order(len(task.x_train), draw.recipe, draw.batch_seed)
-    (theta,) = train(model, task.x_train, task.y_train, draw.recipe, batches, seed=draw.batch_seed, without=without)
-    return replace(draw, theta=theta, model=model)
+    for (theta,) in train(
+        model, task.x_train, task.y_train, draw.recipe, batches, seed=draw.batch_seed, without=points
+    ):
+        yield replace(draw, theta=theta, model=model)

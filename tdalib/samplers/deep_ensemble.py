@@ -1,10 +1,12 @@
 """Deep ensembles: train again from another initialisation, in another batch order, or both."""
 
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from tdalib import models
 from tdalib.data import Task
 from tdalib.samplers.posterior import Draw, Member, Posterior, derive_seed, register
+from tdalib.stacked import train_stack
 from tdalib.training import Recipe, batch_order, train
 
 INIT, BATCH = 0, 1  # roles of a seed; BATCH decides the batch order, and dropout masks where there are any
@@ -20,6 +22,7 @@ def deep_ensemble(
     checkpoints: int = 5,
     seed: int = 0,
     vary: Literal["init", "batch", "both"] = "both",
+    stack: int | None = None,
 ) -> Posterior:
     """Deep ensemble: each member is one training; its last epochs are kept as draws (SWA).
 
@@ -30,6 +33,9 @@ def deep_ensemble(
         Independent trainings, and draws kept of each.
     vary : {"init", "batch", "both"}
         What differs between members: the initialisation, the batch order, or both.
+    stack : int, optional
+        Retrainings that are trained as one stack with `torch.func.vmap`, faster on a GPU and slower on a CPU; 1: one by
+        one. By default 1 on a CPU and 100 on a GPU.
 
     Source: Lakshminarayanan et al. 2017, arXiv:1612.01474; with checkpoints, Nguyen et al. 2023, arXiv:2305.19765.
     """
@@ -43,26 +49,27 @@ def deep_ensemble(
         )
         for k in range(members)
     )
-    return Posterior(task, models.get(model), recipe, runs, checkpoints, run=train_member)
+    return Posterior(task, models.get(model), recipe, runs, checkpoints, run=train_member, stack=stack)
 
 
-def train_member(posterior: Posterior, member: Member, without: int | None = None) -> list[Draw]:
-    """Train one member from its own initialisation in its own batch order; `without` a point, all else is the same."""
+def train_member(posterior: Posterior, member: Member, without: Sequence[int | None]) -> Iterator[list[Draw]]:
+    """Train one member from its own initialisation in its own batch order, once for each entry of `without`."""
     task, recipe = posterior.task, posterior.recipe
     model = posterior.model(task, member.init_seed)
-    batches = batch_order(len(task.x_train), recipe, member.batch_seed)
-    thetas = train(
+    trainer = train if posterior.stack in (None, 1) else train_stack
+    runs = trainer(
         model,
         task.x_train,
         task.y_train,
         recipe,
-        batches,
+        batch_order(len(task.x_train), recipe, member.batch_seed),
         seed=member.batch_seed,
         without=without,
         keep=posterior.checkpoints,
     )
     first = recipe.epochs - posterior.checkpoints + 1
-    return [
-        Draw(theta, model, recipe, member.index, epoch, member.init_seed, member.batch_seed)
-        for epoch, theta in enumerate(thetas, start=first)
-    ]
+    for thetas in runs:
+        yield [
+            Draw(theta, model, recipe, member.index, epoch, member.init_seed, member.batch_seed)
+            for epoch, theta in enumerate(thetas, start=first)
+        ]

@@ -1,13 +1,16 @@
 """What every sampler gives: a posterior of members, each a list of draws with provenance."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import nn
 
 from tdalib.data import Task
 from tdalib.training import Recipe, Theta
+
+GPU_STACK = 100  # retrainings trained at once on a GPU
 
 SAMPLERS: dict[str, Callable[..., "Posterior"]] = {}
 
@@ -67,7 +70,9 @@ class Posterior:
     members : tuple of Member
     checkpoints : int
         Draws per member: θ after each of the last `checkpoints` epochs.
-    run : (posterior, member, without) → list of Draw
+    run : (posterior, member, without) → iterator over lists of Draw, one list for each entry of `without`
+    stack : int, optional
+        Retrainings that are trained as one stack; 1: one by one. By default 1 on a CPU and GPU_STACK on a GPU.
     """
 
     task: Task
@@ -75,17 +80,29 @@ class Posterior:
     recipe: Recipe
     members: tuple[Member, ...]
     checkpoints: int
-    run: Callable[..., list[Draw]]
+    run: Callable[..., Iterator[list[Draw]]]
+    stack: int | None = None
 
     def __post_init__(self):
         if not self.members:
             raise ValueError("members: a posterior needs at least 1")
         if not 1 <= self.checkpoints <= self.recipe.epochs:
             raise ValueError(f"checkpoints: {self.checkpoints} is not possible with {self.recipe.epochs} epochs")
+        if self.stack is not None and self.stack < 1:
+            raise ValueError(f"stack: {self.stack} is not possible; it must be at least 1")
 
     def draws(self, member: int, without: int | None = None) -> list[Draw]:
         """The draws of one member; with `without`, those it would have given had that train point weighed nothing."""
-        return self.run(self, self.members[member], without)
+        return next(self.draws_without(member, [without]))
+
+    def draws_without(self, member: int, points: Sequence[int | None]) -> Iterator[list[Draw]]:
+        """The draws of one member without each point in turn, every random number as it was; None: without none."""
+        return self.run(self, self.members[member], points)
+
+    def to(self, device: str) -> "Posterior":
+        """The same posterior, sampled on `device` ("cpu" or "cuda")."""
+        usual = 1 if torch.device(device).type == "cpu" else GPU_STACK
+        return replace(self, task=self.task.to(device), stack=self.stack or usual)
 
 
 def derive_seed(seed: int, member: int, role: int) -> int:

@@ -1,0 +1,165 @@
+"""What a run will cost, method by method, from timing a little of its real work."""
+
+import os
+from contextlib import contextmanager
+from dataclasses import replace
+from math import ceil, log
+from pathlib import Path
+from threading import Event, Thread
+from time import perf_counter
+
+import joblib
+import pandas as pd
+import psutil
+import torch
+
+from tdalib import engine, store
+from tdalib.data import resolve
+from tdalib.experiment import prepared
+from tdalib.samplers import Posterior
+
+ENOUGH = 1.5  # seconds of timing after which an estimate's cost is drawn on
+STEPS = 40  # training steps to time
+MOST = 1000  # test points to time
+COLUMNS = ["minutes", "peak memory of a worker (GB)", "disk (GB)"]
+
+
+def plan(
+    posterior: Posterior,
+    methods,
+    *,
+    options: dict[str, dict] | None = None,
+    path: Path | str | None = None,
+    params: dict | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    scheduler: str | None = None,
+) -> pd.DataFrame:
+    """What `attribute` with the same arguments will cost; what the store at `path` holds already costs nothing.
+
+    All workers time the same work side by side, as they will share cache and memory later. Trainings are timed for a
+    few epochs and counted up. An estimate is timed at one draw on more and more train points until it takes a second
+    or two, and its growth is drawn on. Nothing is written. Raises what `attribute` raises.
+
+    Returns
+    -------
+    DataFrame
+        COLUMNS (disk is before compression) by "posterior" (the draws), method, and "total".
+    """
+    posterior, methods, options, empty = prepared(posterior, methods, options, params, device)
+    path = resolve(path) if path else Path(os.devnull) / "nothing"
+    store.check(path, empty) if path.exists() else None
+    units = engine.pending(path, empty, posterior, methods)
+    members = {name: 0.0 for name in methods}  # to be done
+    for unit in units:
+        members[unit.method] += len(unit.blocks) / len(empty.chunksizes["train"])
+    rows = {}
+    if units:
+        with engine.parallel(posterior, workers, scheduler) as run:
+            jobs = joblib.effective_n_jobs(workers or -1)
+            measured = list(run(joblib.delayed(_measure)(posterior, methods, options) for _ in range(jobs)))
+        costs = pd.concat(measured).groupby(level=0)
+        seconds, memory = costs["seconds"].mean(), costs["memory"].max()  # of one member
+        turns = ceil(len({unit.member for unit in units}) / jobs)
+        rows["posterior"] = turns * seconds["posterior"] / 60, memory["posterior"], 0.0
+        array = posterior.checkpoints * empty.sizes["train"] * empty.sizes["test"] * 4 / 1e9
+        for name, method in methods.items():
+            disk = members[name] * array * (2 if method.retrains else 1)
+            rows[name] = members[name] * seconds[name] / jobs / 60, memory[name], disk
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS, dtype=float)
+    table.loc["total"] = [table[COLUMNS[0]].sum(), table[COLUMNS[1]].max() if units else 0, table[COLUMNS[2]].sum()]
+    return table
+
+
+def _measure(posterior: Posterior, methods: dict, options: dict) -> pd.DataFrame:
+    """Seconds for one member and peak memory in GB, by method; "posterior" is the training of its draws."""
+    task, n = posterior.task, len(posterior.task.x_train)
+    more = len(task.x_test) / min(MOST, len(task.x_test))
+    task = replace(task, x_test=task.x_test[:MOST], y_test=task.y_test[:MOST], test_index=task.test_index[:MOST])
+    points = [None, *range(n)][: posterior.stack + 1] if posterior.stack > 1 else [0]
+    rows = {}
+    with engine.one_thread():
+        (draw,) = _shortened(posterior, task, 1, keep=1).draws(0)  # and all is warm
+        with _peak(rows, "posterior") as row:
+            row["seconds"] = _training(lambda epochs: engine.member(_shortened(posterior, task, epochs), 0), posterior)
+        for name, method in methods.items():
+            with _peak(rows, name) as row:
+                if method.retrains:
+
+                    def retrain(epochs, method=method, name=name):
+                        engine.array(method, _shortened(posterior, task, epochs), 0, points, **options[name])
+
+                    row["seconds"] = _training(retrain, posterior) * ceil(n / len(points)) * more
+                else:
+
+                    def estimate(size, method=method, name=name):
+                        engine.array(method, draw, _first(task, size), **options[name])
+
+                    row["seconds"] = _growing(estimate, n) * posterior.checkpoints * more
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _first(task, size: int):
+    """The task with its first train points alone."""
+    return replace(task, x_train=task.x_train[:size], y_train=task.y_train[:size], train_index=task.train_index[:size])
+
+
+def _shortened(posterior: Posterior, task, epochs: int, keep: int | None = None) -> Posterior:
+    """The posterior with other epochs, of at most eight batches each."""
+    recipe = replace(posterior.recipe, epochs=epochs)
+    kept = keep or posterior.checkpoints
+    return replace(posterior, task=_first(task, 8 * recipe.batch_size), recipe=recipe, checkpoints=kept)
+
+
+def _training(run, posterior: Posterior) -> float:
+    """Seconds of a training, linear in its steps: timed for the checkpoints' epochs and for STEPS more."""
+    recipe, n = posterior.recipe, len(posterior.task.x_train)
+    steps, timed = (ceil(count / recipe.batch_size) for count in (n, min(n, 8 * recipe.batch_size)))  # of an epoch
+    few, more = posterior.checkpoints, posterior.checkpoints + ceil(STEPS / timed)
+    short, long = (_seconds(run, epochs) for epochs in (few, more))
+    step = max(0.0, long - short) / (timed * (more - few))
+    return max(0.0, short - few * timed * step) + recipe.epochs * steps * step
+
+
+def _growing(run, n: int) -> float:
+    """Seconds of an estimate at n train points, by the growth between the last two sizes that were timed."""
+    sizes = sorted({max(1, n // part) for part in (16, 8, 4, 2, 1)})
+    run(sizes[0])
+    seconds = []
+    for size in sizes:
+        seconds.append(_seconds(run, size))
+        if sum(seconds) > ENOUGH and len(seconds) > 1:
+            break
+    if size == n:
+        return seconds[-1]
+    before = sizes[len(seconds) - 2]
+    power = log(seconds[-1] / seconds[-2]) / log(size / before)
+    return seconds[-1] * (n / size) ** max(0.0, power)
+
+
+def _seconds(run, argument: int) -> float:
+    start = perf_counter()
+    run(argument)
+    return perf_counter() - start
+
+
+@contextmanager
+def _peak(rows: dict, name: str):
+    """A row of the table, with the highest memory of this process meanwhile; on a GPU, of the GPU."""
+    process, done, row = psutil.Process(), Event(), rows.setdefault(name, {})
+    engine.free_memory()
+    row["memory"] = process.memory_info().rss / 1e9
+
+    def watch():
+        while not done.wait(0.005):
+            row["memory"] = max(row["memory"], process.memory_info().rss / 1e9)
+
+    thread = Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield row
+    finally:
+        done.set()
+        thread.join()
+        if torch.cuda.is_available():
+            row["memory"] = torch.cuda.max_memory_allocated() / 1e9
