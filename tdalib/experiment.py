@@ -41,7 +41,7 @@ def attribute(
         "auto" takes a GPU where there is one. Numbers of the two agree to float tolerance, so a store is of one.
     workers : int, optional
         Processes; by default one for each core. Each computes on one thread, so the numbers do not depend on it. A GPU
-        is used by this process alone.
+        is used by this process alone, without a scheduler.
     scheduler : str, optional
         "local" or the address of a dask scheduler; by default joblib's own processes.
 
@@ -53,10 +53,12 @@ def attribute(
     Raises
     ------
     ValueError
-        An unknown method, a value that a method refuses, or a store that was made with other params. Nothing is
-        written then, nor where an unknown option raises TypeError.
+        An unknown method, a value that a method refuses, a store that was made with other params or that another run
+        is writing. Nothing is written then, nor where an unknown option raises TypeError.
+    RuntimeError, OSError
+        A number is not finite, or a worker was killed; the disk is full. What is finished stays: call again to go on.
     """
-    posterior, methods, options, empty = prepared(posterior, methods, options, params, device)
+    posterior, methods, options, empty = prepared(posterior, methods, options, params, device, scheduler)
     work = posterior, methods, options, workers, scheduler
     if path is None:
         with TemporaryDirectory() as folder:
@@ -64,13 +66,15 @@ def attribute(
     return engine.fill(resolve(path), empty, *work)
 
 
-def prepared(posterior: Posterior, methods, options, params: dict | None, device: str):
+def prepared(posterior: Posterior, methods, options, params: dict | None, device: str, scheduler: str | None):
     """Everything that can fail on what is asked for; the posterior on its device, and the empty result."""
-    device = engine.resolve_device(device)
+    device = engine.resolve_device(device, scheduler)
     methods, options = _known(methods, options)
-    probe(posterior, methods, options)
+    posterior = posterior.to("cpu")
+    there = posterior.to(device)
+    probe(there, methods, options)
     empty = store.template(posterior, methods, (params or describe(posterior, options)) | {"device": device})
-    return posterior.to(device), methods, options, empty
+    return there, methods, options, empty
 
 
 def _known(methods, options: dict | None) -> tuple[dict, dict]:
@@ -95,6 +99,7 @@ def describe(posterior: Posterior, options: dict[str, dict]) -> dict:
         "sampler": posterior.run.__name__,
         "seeds": [[m.init_seed, m.batch_seed] for m in posterior.members],
         "checkpoints": posterior.checkpoints,
+        "stack": posterior.stack,
         "methods": list(options),
         "method_options": options,
         **asdict(posterior.recipe),
@@ -115,14 +120,15 @@ def probe(posterior: Posterior, methods, options: dict[str, dict]) -> None:
     small = replace(task, **train, **test)
     short = replace(posterior, task=small, recipe=replace(posterior.recipe, epochs=1), checkpoints=1)
     (draw,) = short.draws(0)
-    outputs, points = draw.model(small.x_test).shape[-1], range(len(small.x_train))
+    outputs, points = draw.model(small.x_test).shape[-1], list(range(len(small.x_train)))
     if outputs < len(task.classes):
         raise ValueError(f"the model has {outputs} outputs; {len(task.classes)} classes need at least as many")
     for name in methods:
         method, chosen = attributors.get(name), options.get(name, {})
         if method.retrains:
-            values, expected = engine.array(method, short, 0, points, **chosen), (1, len(points), 1)
+            asked = [None, *points] if short.stacked > 1 else points
+            values, expected = engine.as_array(method, short, 0, asked, **chosen), (1, len(asked), 1)
         else:
-            values, expected = engine.array(method, draw, small, **chosen), (len(points), 1)
+            values, expected = engine.as_array(method, draw, small, **chosen), (len(points), 1)
         if values.shape != expected:
             raise ValueError(f"method {name!r} gave τ of shape {values.shape} where {expected} is needed")

@@ -29,7 +29,7 @@ def _seeded(function):
     @wraps(function)
     def seeded(task: Task, seed: int, **options) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             model = function(task, seed, **options)
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
             raise ValueError("the model has batch norm, which couples the points of a batch; use group or layer norm")

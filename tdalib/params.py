@@ -188,7 +188,7 @@ class Params(BaseModel):
         """
         work = self._work()
         *_, empty = experiment.prepared(
-            self.posterior(self.task()), self.methods, work["options"], work["params"], self.device
+            self.posterior(self.task()), self.methods, work["options"], work["params"], self.device, self.scheduler
         )
         store.check(self.path, empty)
 

@@ -1,6 +1,5 @@
 """What a run will cost, method by method, from timing a little of its real work."""
 
-import os
 from contextlib import contextmanager
 from dataclasses import replace
 from math import ceil, log
@@ -14,13 +13,14 @@ import psutil
 import torch
 
 from tdalib import engine, store
-from tdalib.data import resolve
+from tdalib.data import ROOT, resolve
 from tdalib.experiment import prepared
 from tdalib.samplers import Posterior
 
 ENOUGH = 1.5  # seconds of timing after which an estimate's cost is drawn on
 STEPS = 40  # training steps to time
-MOST = 1000  # test points to time
+MOST = 1000  # test points at which an estimate is timed
+BATCHES = 8  # of an epoch to time
 COLUMNS = ["minutes", "peak memory of a worker (GB)", "disk (GB)"]
 
 
@@ -46,10 +46,11 @@ def plan(
     DataFrame
         COLUMNS (disk is before compression) by "posterior" (the draws), method, and "total".
     """
-    posterior, methods, options, empty = prepared(posterior, methods, options, params, device)
-    path = resolve(path) if path else Path(os.devnull) / "nothing"
-    store.check(path, empty) if path.exists() else None
-    units = engine.pending(path, empty, posterior, methods)
+    posterior, methods, options, empty = prepared(posterior, methods, options, params, device, scheduler)
+    if path is None:
+        path = ROOT / "no store"
+    store.check(resolve(path), empty)
+    units = engine.pending(resolve(path), empty, posterior, methods)
     members = {name: 0.0 for name in methods}  # to be done
     for unit in units:
         members[unit.method] += len(unit.blocks) / len(empty.chunksizes["train"])
@@ -74,26 +75,27 @@ def plan(
 def _measure(posterior: Posterior, methods: dict, options: dict) -> pd.DataFrame:
     """Seconds for one member and peak memory in GB, by method; "posterior" is the training of its draws."""
     task, n = posterior.task, len(posterior.task.x_train)
-    more = len(task.x_test) / min(MOST, len(task.x_test))
-    task = replace(task, x_test=task.x_test[:MOST], y_test=task.y_test[:MOST], test_index=task.test_index[:MOST])
-    points = [None, *range(n)][: posterior.stack + 1] if posterior.stack > 1 else [0]
-    rows = {}
-    with engine.one_thread():
-        (draw,) = _shortened(posterior, task, 1, keep=1).draws(0)  # and all is warm
-        with _peak(rows, "posterior") as row:
-            row["seconds"] = _training(lambda epochs: engine.member(_shortened(posterior, task, epochs), 0), posterior)
+    few = replace(task, x_test=task.x_test[:MOST], y_test=task.y_test[:MOST], test_index=task.test_index[:MOST])
+    more = len(task.x_test) / len(few.x_test)
+    at_once = min(posterior.stacked, n)
+    points = [0] if at_once == 1 else [None, *(j % (BATCHES * posterior.recipe.batch_size) for j in range(at_once))]
+    rows, on_gpu = {}, task.x_train.is_cuda
+    with engine.exact_repeat():
+        (draw,) = _shortened(posterior, 1, keep=1).draws(0)  # and all is warm
+        with _peak(rows, "posterior", on_gpu) as row:
+            row["seconds"] = _training(lambda epochs: engine.member(_shortened(posterior, epochs), 0), posterior)
         for name, method in methods.items():
-            with _peak(rows, name) as row:
+            with _peak(rows, name, on_gpu) as row:
                 if method.retrains:
 
                     def retrain(epochs, method=method, name=name):
-                        engine.array(method, _shortened(posterior, task, epochs), 0, points, **options[name])
+                        engine.as_array(method, _shortened(posterior, epochs), 0, points, **options[name])
 
-                    row["seconds"] = _training(retrain, posterior) * ceil(n / len(points)) * more
+                    row["seconds"] = _training(retrain, posterior) * ceil(n / at_once)
                 else:
 
                     def estimate(size, method=method, name=name):
-                        engine.array(method, draw, _first(task, size), **options[name])
+                        engine.as_array(method, draw, _first(few, size), **options[name])
 
                     row["seconds"] = _growing(estimate, n) * posterior.checkpoints * more
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -104,17 +106,19 @@ def _first(task, size: int):
     return replace(task, x_train=task.x_train[:size], y_train=task.y_train[:size], train_index=task.train_index[:size])
 
 
-def _shortened(posterior: Posterior, task, epochs: int, keep: int | None = None) -> Posterior:
-    """The posterior with other epochs, of at most eight batches each."""
+def _shortened(posterior: Posterior, epochs: int, keep: int | None = None) -> Posterior:
+    """The posterior with other epochs, of at most BATCHES batches each."""
     recipe = replace(posterior.recipe, epochs=epochs)
-    kept = keep or posterior.checkpoints
-    return replace(posterior, task=_first(task, 8 * recipe.batch_size), recipe=recipe, checkpoints=kept)
+    kept, task = keep or posterior.checkpoints, _first(posterior.task, BATCHES * recipe.batch_size)
+    return replace(posterior, task=task, recipe=recipe, checkpoints=kept)
 
 
 def _training(run, posterior: Posterior) -> float:
     """Seconds of a training, linear in its steps: timed for the checkpoints' epochs and for STEPS more."""
     recipe, n = posterior.recipe, len(posterior.task.x_train)
-    steps, timed = (ceil(count / recipe.batch_size) for count in (n, min(n, 8 * recipe.batch_size)))  # of an epoch
+    steps, timed = (
+        ceil(count / recipe.batch_size) for count in (n, min(n, BATCHES * recipe.batch_size))
+    )  # of an epoch
     few, more = posterior.checkpoints, posterior.checkpoints + ceil(STEPS / timed)
     short, long = (_seconds(run, epochs) for epochs in (few, more))
     step = max(0.0, long - short) / (timed * (more - few))
@@ -144,8 +148,10 @@ def _seconds(run, argument: int) -> float:
 
 
 @contextmanager
-def _peak(rows: dict, name: str):
+def _peak(rows: dict, name: str, on_gpu: bool):
     """A row of the table, with the highest memory of this process meanwhile; on a GPU, of the GPU."""
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
     process, done, row = psutil.Process(), Event(), rows.setdefault(name, {})
     engine.free_memory()
     row["memory"] = process.memory_info().rss / 1e9
@@ -161,5 +167,5 @@ def _peak(rows: dict, name: str):
     finally:
         done.set()
         thread.join()
-        if torch.cuda.is_available():
+        if on_gpu:
             row["memory"] = torch.cuda.max_memory_allocated() / 1e9

@@ -43,18 +43,24 @@ def main(arguments=None) -> int:
     for path, params in experiments.values():
         try:
             if not params.plan_only:
-                with store.held(params.path):  # a run that goes on there keeps its executed notebook
-                    for name in store.repair(params.path) if asked.repair else []:
-                        print(f"{path}: chunk {name} was damaged and is computed again")
+                with store.held(params.path):  # by another run: its executed notebook is not to be overwritten
+                    pass
+            if asked.repair and not params.plan_only:
+                for name in store.repair(params.path):
+                    print(f"{path}: chunk {name} was damaged and is computed again")
+        except (ValueError, OSError) as error:
+            return _failed(path, error, 2)
+        try:
             print(f"{path}: {run(params)}")
         except KeyboardInterrupt:
             return _failed(path, "interrupted; the same command goes on from here", 130)
         except Exception as error:  # whatever a notebook can raise
-            return _failed(path, f"{str(error).strip().splitlines()[-1]}; see {params.path.with_suffix('.ipynb')}", 1)
+            reason = (str(error).strip() or repr(error)).splitlines()[-1]
+            return _failed(path, f"{reason}; see {params.path.with_suffix('.ipynb')}", 1)
     return 0
 
 
-def _failed(path: Path, reason: str, code: int) -> int:
+def _failed(path: Path, reason, code: int) -> int:
     print(f"{path}: {reason}", file=sys.stderr)
     return code
 

@@ -36,14 +36,14 @@ def train_stack(
     def loss(theta, weight, x, y):  # of one run
         return (weight * F.cross_entropy(functional_call(model, theta, (x,)), y, reduction="none")).mean()
 
-    losses = vmap(loss, in_dims=(0, 0, None, None), randomness="same")
+    each = vmap(loss, in_dims=(0, 0, None, None), randomness="same")
     kept = []
     model.train()
     for step, batch in enumerate(flat):
         batch = batch.to(x.device)
         with masks_from(seed + step, x):
             optimizer.zero_grad()
-            losses(stacked, weight[:, batch], x[batch], y[batch]).sum().backward()
+            each(stacked, weight[:, batch], x[batch], y[batch]).sum().backward()
             optimizer.step()
         if step in kept_after:
             kept.append({name: p.detach().clone() for name, p in stacked.items()})

@@ -104,9 +104,8 @@ def create(path: Path, empty: xr.Dataset) -> None:
     """
     check(path, empty)
     if path.exists():
-        for name, values in empty.coords.items():
-            if not is_done(path, name, (0,)):  # `repair` removed it
-                write(path, name, (0,), values.values)
+        for name in missing_coordinates(path, empty):
+            write(path, name, (0,), empty[name].values)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.draft")
@@ -133,6 +132,7 @@ def held(path: Path):
     ValueError
         Another run holds it.
     """
+    path = path.resolve()  # one lock, whatever links lead here
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
     try:
@@ -182,6 +182,8 @@ def open_result(path) -> xr.Dataset:
     if not path.is_dir():
         raise FileNotFoundError(f"no store at {path}; make one: python -m tdalib.run params/{path.stem}.yaml")
     result = xr.open_zarr(_Verified(path, read_only=True))
+    for name in missing_coordinates(path, result):
+        raise ValueError(f"store {path} lacks its {name}; the run that made the store writes it again")
     return result.assign_coords(result.coords.to_dataset().load().coords)
 
 
@@ -206,15 +208,16 @@ def is_done(path: Path, name: str, chunk: tuple[int, ...]) -> bool:
 def damaged(path) -> list[str]:
     """The chunks whose bytes are not those that were written, by their checksum; all of the store is read."""
     path = resolve(path)
-    files = sorted(file for file in path.glob("*/c/**/*") if file.is_file())
+    files = sorted(file for file in path.glob("*/c/**/*") if file.is_file() and file.suffix != ".partial")
     return [file.relative_to(path).as_posix() for file in files if not _is_intact(file.read_bytes())]
 
 
 def repair(path) -> list[str]:
     """Remove the damaged chunks, so that the run which made the store computes them again; returns their names."""
-    names = damaged(path)
-    for name in names:
-        (resolve(path) / name).unlink()
+    with held(resolve(path)):
+        names = damaged(path)
+        for name in names:
+            (resolve(path) / name).unlink()
     return names
 
 
@@ -229,14 +232,14 @@ class _Verified(LocalStore):
 
     def _verified(self, key, value):
         if value is not None and "/c/" in key and not _is_intact(value.to_bytes()):
-            repair = "tdalib.store.repair removes it, and the run that made the store computes it again"
-            raise ValueError(f"chunk {key} of {self.root} is damaged; {repair}")
+            remedy = "tdalib.store.repair removes it, and the run that made the store computes it again"
+            raise ValueError(f"chunk {key} of {self.root} is damaged; {remedy}")
         return value
 
 
 def _is_intact(content: bytes) -> bool:
     """Whether the last four bytes are the crc32c of the rest."""
-    return google_crc32c.value(content[:-4]) == int.from_bytes(content[-4:], "little")
+    return len(content) > 4 and google_crc32c.value(content[:-4]) == int.from_bytes(content[-4:], "little")
 
 
 @contextmanager
@@ -247,6 +250,11 @@ def _full_disk_named(path: Path):
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise OSError(f"store {path}: the disk is full; make room, and the same run goes on from here") from None
+
+
+def missing_coordinates(path: Path, result: xr.Dataset) -> list[str]:
+    """Coordinates that `repair` removed: they would be read as zeros."""
+    return [name for name in result.coords if not is_done(path, name, (0,))]
 
 
 def _revision() -> str:

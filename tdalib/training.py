@@ -111,7 +111,9 @@ def weights(without: Sequence[int | None], x: Tensor) -> Tensor:
 def masks_from(seed: int, x: Tensor):
     """Random numbers of one step (dropout) follow from `seed`; the state from before comes back."""
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if x.is_cuda:
+            torch.cuda.manual_seed(seed)
         yield
 
 

@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from tdalib import Recipe, attribute, attributors, data, deep_ensemble
 from tdalib.samplers import Posterior
+from tdalib.stacked import train_stack
 from tdalib.training import batch_order, train
 
 STRONG_L2 = Recipe(epochs=300, batch_size=90, learning_rate=0.01, weight_decay=1.0)
@@ -214,19 +215,21 @@ def test_ats_is_one_adam_step(conv_draw):
     torch.testing.assert_close(attributors.one_more_step(draw, task)[0], expected, rtol=1e-6, atol=1e-10)
 
 
-def test_point_in_no_batch_has_no_effect(digits):
+@pytest.mark.parametrize("stack", [1, 100], ids=["one by one", "stack"])
+def test_point_in_no_batch_has_no_effect(digits, stack):
     """The same sampler, except that its batches skip point 4: removing that point must change nothing at all."""
 
-    def skipping(posterior, member, without=None):
+    def skipping(posterior, member, without):
         model = posterior.model(digits, member.init_seed)
         order = batch_order(len(digits.x_train), posterior.recipe, member.batch_seed)
         batches = [[batch[batch != 4] for batch in epoch] for epoch in order]
-        runs = train(model, digits.x_train, digits.y_train, posterior.recipe, batches, seed=0, without=without)
+        trainer = train if stack == 1 else train_stack
+        runs = trainer(model, digits.x_train, digits.y_train, posterior.recipe, batches, seed=0, without=without)
         for (theta,) in runs:
             yield [replace(whole.draws(0)[0], theta=theta, model=model)]
 
     whole = deep_ensemble("cnn2", digits, Recipe(epochs=2, batch_size=2), members=1, checkpoints=1)
-    skipped = Posterior(digits, whole.model, whole.recipe, whole.members, 1, run=skipping)
+    skipped = Posterior(digits, whole.model, whole.recipe, whole.members, 1, run=skipping, stack=stack)
     tau = attribute(skipped, ["loo"], workers=1).tau.values[0, :, :, 0]
     assert (tau[4] == 0).all()
     assert all((tau[j] != 0).any() for j in (0, 1, 2, 3, 5))

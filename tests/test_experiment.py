@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def posterior(digits):
 def finished(posterior, tmp_path_factory):
     """A finished store, made with one worker."""
     path = tmp_path_factory.mktemp("store") / "one.zarr"
-    attribute(posterior, METHODS, path=path, workers=1)
+    attribute(posterior, METHODS, path=path, device="cpu", workers=1)
     return path
 
 
@@ -71,8 +72,61 @@ def test_tau_is_what_the_attributors_say(finished, posterior):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [{"workers": 1}, {"workers": 2}, {"workers": 2, "scheduler": "local"}], ids=str)
 def test_same_seed_same_bytes(finished, posterior, tmp_path, how):
-    attribute(posterior, METHODS, path=tmp_path / "again.zarr", **how)
+    attribute(posterior, METHODS, path=tmp_path / "again.zarr", device="cpu", **how)
     assert chunk_bytes(tmp_path / "again.zarr") == chunk_bytes(finished)
+
+
+def test_stacked_retrainings_give_the_same_tau(posterior, finished):
+    stacked = attribute(replace(posterior, stack=100), ["loo"], device="cpu", workers=1)
+    expected = xr.open_zarr(finished).load()
+    np.testing.assert_allclose(stacked.tau[..., 0], expected.tau.sel({"method": "loo"}), atol=2e-5)
+    np.testing.assert_allclose(stacked.loss_without, expected.loss_without, atol=2e-5)
+
+
+def test_stacked_continuing_gives_the_same_tau(posterior):
+    options = {"loo": {"protocol": "continue"}}
+    one_by_one, stacked = (
+        attribute(replace(posterior, stack=stack), ["loo"], options=options, device="cpu", workers=1).tau
+        for stack in (1, 100)
+    )
+    np.testing.assert_allclose(stacked, one_by_one, atol=1e-4)
+    assert np.abs(one_by_one).mean() > 1e-2
+
+
+def test_a_stack_is_filled_up_as_it_was(blobs, tmp_path):
+    """Of four blocks two make a stack; where one is missing, both are trained again."""
+    posterior = deep_ensemble("logreg", blobs, Recipe(epochs=2), members=2, checkpoints=1, stack=50)
+    path = tmp_path / "a.zarr"
+    attribute(posterior, ["loo"], path=path, device="cpu", workers=1)
+    before = chunk_bytes(path)
+    for name in ("tau/c/1/2/0/0", "loss_without/c/0/1/0"):
+        (path / name).unlink()
+    methods = {"loo": attributors.get("loo")}
+    units = engine.pending(path, xr.open_zarr(path), posterior, methods)
+    assert [(unit.member, unit.blocks) for unit in units] == [(0, [0, 1]), (1, [2, 3])]
+    attribute(posterior, ["loo"], path=path, device="cpu", workers=1)
+    assert chunk_bytes(path) == before
+
+
+def test_device_is_checked_and_kept(posterior, tmp_path):
+    result = attribute(posterior, ["gd"], device="cpu", workers=1)
+    assert json.loads(result.attrs["params"])["device"] == "cpu"
+    with pytest.raises(ValueError, match="device 'gpu' is not known; choose from auto, cpu, cuda"):
+        attribute(posterior, ["gd"], device="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device: cuda is not possible, no such GPU is to be had here"):
+            attribute(posterior, ["gd"], device="cuda")
+    with pytest.raises(ValueError, match="a scheduler's workers compute on CPUs; choose auto or cpu"):
+        attribute(posterior, ["gd"], device="cuda", scheduler="local")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_gpu_gives_the_numbers_of_the_cpu(posterior, finished):
+    on_gpu = attribute(posterior, METHODS, device="cuda")
+    expected = xr.open_zarr(finished).load()
+    for name in METHODS:
+        one, two = (result.tau.sel({"method": name}).values for result in (on_gpu, expected))
+        np.testing.assert_allclose(one, two, atol=1e-2 * np.abs(two).max())
 
 
 def test_interrupted_run_goes_on_to_the_same_bytes(posterior, tmp_path, small_blocks, monkeypatch):
@@ -102,13 +156,13 @@ def test_finished_chunks_are_not_computed_again(posterior, finished, tmp_path, m
     shutil.copytree(finished, path)
     (path / "tau" / "c" / "1" / "0" / "0" / "3").unlink()  # member 1, gd
     seen = []
-    compute = engine._compute
+    compute = engine._estimated
 
     def noting(unit, *rest):
         seen.append((unit.member, unit.method))
         return compute(unit, *rest)
 
-    monkeypatch.setattr(engine, "_compute", noting)
+    monkeypatch.setattr(engine, "_estimated", noting)
     attribute(posterior, METHODS, path=path, workers=1)
     assert seen == [(1, "gd")]
     assert chunk_bytes(path) == chunk_bytes(finished)

@@ -1,12 +1,14 @@
 """The loop against plain PyTorch, and what leaving a point out means."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tdalib import models
+from tdalib import models, training
+from tdalib.stacked import train_stack
 from tdalib.training import Recipe, batch_order, losses, train
 
 RECIPE = Recipe(epochs=3, batch_size=4)
@@ -71,6 +73,50 @@ def test_dropout_is_active_in_training_and_follows_from_the_seed(digits):
     assert torch.equal(trained(1), trained(1))
     assert not torch.equal(trained(1), trained(2))
     assert torch.equal(trained(1), trained(1, without=[2]))  # a point in no batch, the same masks
+
+
+def noisy(task, seed):
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(1352, 3)
+    )
+
+
+def test_runs_that_start_at_their_point_equal_whole_runs_to_the_bit(digits, monkeypatch):
+    def trained():
+        model, order = models.get(noisy)(digits, 3), batch_order(6, Recipe(epochs=3, batch_size=1), 4)
+        return list(train(model, digits.x_train, digits.y_train, RECIPE, order, seed=4, without=points, keep=3))
+
+    points = [None, 5, 0, 3, 1]
+    shared = trained()
+    monkeypatch.setattr(training, "_first_use", lambda epoch, j: 0)
+    for a, b in zip(shared, trained(), strict=True):
+        assert all(torch.equal(one[name], two[name]) for one, two in zip(a, b, strict=True) for name in one)
+    assert len(shared) == 5 and len(shared[0]) == 3
+
+
+@pytest.mark.parametrize("model", ["cnn2", noisy], ids=["cnn2", "dropout"])
+def test_a_stack_trains_what_one_by_one_trains(digits, model):
+    task = replace(digits, x_train=digits.x_train.double(), x_test=digits.x_test.double())
+    points, order = [None, 5, 0, 3], batch_order(6, RECIPE, 4)
+    one_by_one, stack = (
+        list(
+            trainer(
+                models.get(model)(task, 3), task.x_train, task.y_train, RECIPE, order, seed=4, without=points, keep=2
+            )
+        )
+        for trainer in (train, train_stack)
+    )
+    for a, b in zip(one_by_one, stack, strict=True):
+        for one, two in zip(a, b, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-7, atol=1e-9)
+    assert not torch.equal(stack[0][0]["0.weight"], stack[1][0]["0.weight"])
+
+
+def test_a_stack_leaves_frozen_parameters_out(digits):
+    model = noisy(digits, 0)
+    model[0].weight.requires_grad_(False)
+    ((theta,),) = train_stack(model, digits.x_train, digits.y_train, RECIPE, batch_order(6, RECIPE, 1), seed=0)
+    assert set(theta) == {"0.bias", "3.weight", "3.bias"}
 
 
 @pytest.mark.parametrize("bad", [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0}, {"weight_decay": -1}], ids=str)

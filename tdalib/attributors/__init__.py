@@ -1,7 +1,8 @@
 """Attributors: τ(z_j, z), positive where z_j helps. One method a file.
 
 An estimate is a function (draw, task, **options) → (train, test). The ground truth retrains whole members, so it is
-a function (posterior, member, points, **options) → test losses without each point, (checkpoint, points, test).
+a function (posterior, member, points, **options) → test losses without each point, (checkpoint, points, test); a
+point may be None, for nothing left out.
 """
 
 from tdalib.attributors.ats import one_more_step

@@ -52,7 +52,7 @@ def _continued(draw: Draw, posterior: Posterior, points: Sequence[int | None]) -
     model = posterior.model(task, draw.init_seed)
     model.load_state_dict(draw.theta, strict=False)
     batches = batch_order(len(task.x_train), draw.recipe, draw.batch_seed)
-    for (theta,) in train(
-        model, task.x_train, task.y_train, draw.recipe, batches, seed=draw.batch_seed, without=points
-    ):
-        yield replace(draw, theta=theta, model=model)
+    left_out = [j for j in points if j is not None]
+    runs = train(model, task.x_train, task.y_train, draw.recipe, batches, seed=draw.batch_seed, without=left_out)
+    for j in points:
+        yield draw if j is None else replace(draw, theta=next(runs)[0], model=model)

@@ -35,7 +35,7 @@ def deep_ensemble(
         What differs between members: the initialisation, the batch order, or both.
     stack : int, optional
         Retrainings that are trained as one stack with `torch.func.vmap`, faster on a GPU and slower on a CPU; 1: one by
-        one. By default 1 on a CPU and 100 on a GPU.
+        one. By default 1 on a CPU and 100 on a GPU. `attribute` makes stacks of whole blocks of 25, and of θ itself.
 
     Source: Lakshminarayanan et al. 2017, arXiv:1612.01474; with checkpoints, Nguyen et al. 2023, arXiv:2305.19765.
     """
@@ -56,7 +56,7 @@ def train_member(posterior: Posterior, member: Member, without: Sequence[int | N
     """Train one member from its own initialisation in its own batch order, once for each entry of `without`."""
     task, recipe = posterior.task, posterior.recipe
     model = posterior.model(task, member.init_seed)
-    trainer = train if posterior.stack in (None, 1) else train_stack
+    trainer = train if posterior.stacked == 1 else train_stack
     runs = trainer(
         model,
         task.x_train,

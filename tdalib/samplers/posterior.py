@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import nn
 
 from tdalib.data import Task
@@ -72,7 +71,7 @@ class Posterior:
         Draws per member: θ after each of the last `checkpoints` epochs.
     run : (posterior, member, without) → iterator over lists of Draw, one list for each entry of `without`
     stack : int, optional
-        Retrainings that are trained as one stack; 1: one by one. By default 1 on a CPU and GPU_STACK on a GPU.
+        Retrainings in a stack, see `stacked`.
     """
 
     task: Task
@@ -99,10 +98,14 @@ class Posterior:
         """The draws of one member without each point in turn, every random number as it was; None: without none."""
         return self.run(self, self.members[member], points)
 
+    @property
+    def stacked(self) -> int:
+        """Retrainings that are trained as one stack; 1: one by one. By default 1 on a CPU and GPU_STACK on a GPU."""
+        return self.stack or (GPU_STACK if self.task.x_train.is_cuda else 1)
+
     def to(self, device: str) -> "Posterior":
         """The same posterior, sampled on `device` ("cpu" or "cuda")."""
-        usual = 1 if torch.device(device).type == "cpu" else GPU_STACK
-        return replace(self, task=self.task.to(device), stack=self.stack or usual)
+        return replace(self, task=self.task.to(device))
 
 
 def derive_seed(seed: int, member: int, role: int) -> int:
