@@ -102,7 +102,7 @@ def test_a_stack_is_filled_up_as_it_was(blobs, tmp_path):
     for name in ("tau/c/1/2/0/0", "loss_without/c/0/1/0"):
         (path / name).unlink()
     methods = {"loo": attributors.get("loo")}
-    units = engine.pending(path, xr.open_zarr(path), posterior, methods)
+    units = engine.pending(path, store.template(posterior, methods, {}), posterior, methods)
     assert [(unit.member, unit.blocks) for unit in units] == [(0, [0, 1]), (1, [2, 3])]
     attribute(posterior, ["loo"], path=path, device="cpu", workers=1)
     assert chunk_bytes(path) == before
