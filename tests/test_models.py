@@ -25,6 +25,15 @@ def test_seed_decides_the_weights_and_leaves_the_callers_state_alone(digits):
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_image_gelu_is_gelu(layout):
+    x = torch.randn(4, 3, 5, 6, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    ours, plain = models.ImageGELU()(x), nn.GELU()(x)
+    torch.testing.assert_close(ours, plain, rtol=1e-14, atol=1e-14)
+    gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in (ours, plain)]
+    torch.testing.assert_close(*gradients, rtol=1e-13, atol=1e-13)
+
+
 def test_weights_take_the_tasks_precision(blobs):
     assert models.logreg(blobs, 0)[1].weight.dtype == torch.float64
 
