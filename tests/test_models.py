@@ -34,6 +34,12 @@ def test_image_gelu_is_gelu(layout):
     torch.testing.assert_close(*gradients, rtol=1e-13, atol=1e-13)
 
 
+def test_image_flatten_is_flatten_but_for_the_order():
+    x = torch.arange(48.0).view(2, 3, 4, 2).to(memory_format=torch.channels_last)
+    flat = models.ImageFlatten()(x)
+    assert flat.data_ptr() == x.data_ptr() and torch.equal(flat.sort().values, nn.Flatten()(x))
+
+
 def test_weights_take_the_tasks_precision(blobs):
     assert models.logreg(blobs, 0)[1].weight.dtype == torch.float64
 
