@@ -1,6 +1,5 @@
 """What a run will cost, method by method, from timing a little of its real work."""
 
-from contextlib import contextmanager
 from dataclasses import replace
 from math import ceil, log
 from pathlib import Path
@@ -13,7 +12,7 @@ import psutil
 import torch
 
 from tdalib import engine, store
-from tdalib.data import ROOT, resolve
+from tdalib.data import ROOT, Task, resolve
 from tdalib.experiment import prepared
 from tdalib.samplers import Posterior
 
@@ -79,29 +78,30 @@ def _measure(posterior: Posterior, methods: dict, options: dict) -> pd.DataFrame
     more = len(task.x_test) / len(few.x_test)
     at_once = min(posterior.stacked, n)
     points = [0] if at_once == 1 else [None, *(j % (BATCHES * posterior.recipe.batch_size) for j in range(at_once))]
-    rows, on_gpu = {}, task.x_train.is_cuda
+    rows = {}
     with engine.exact_repeat():
         (draw,) = _shortened(posterior, 1, keep=1).draws(0)  # and all is warm
-        with _peak(rows, "posterior", on_gpu) as row:
-            row["seconds"] = _training(lambda epochs: engine.member(_shortened(posterior, epochs), 0), posterior)
+        base = _memory(task.x_train.is_cuda)
+
+        def retrain(epochs):
+            engine.as_array(method, _shortened(posterior, epochs), 0, points, **options[name])
+
+        def estimate(size):
+            engine.as_array(method, draw, _first(few, size), **options[name])
+
+        seconds, memory = _training(lambda epochs: engine.member(_shortened(posterior, epochs), 0), posterior)
+        rows["posterior"] = seconds, base + memory
         for name, method in methods.items():
-            with _peak(rows, name, on_gpu) as row:
-                if method.retrains:
-
-                    def retrain(epochs, method=method, name=name):
-                        engine.as_array(method, _shortened(posterior, epochs), 0, points, **options[name])
-
-                    row["seconds"] = _training(retrain, posterior) * ceil(n / at_once)
-                else:
-
-                    def estimate(size, method=method, name=name):
-                        engine.as_array(method, draw, _first(few, size), **options[name])
-
-                    row["seconds"] = _growing(estimate, n) * posterior.checkpoints * more
-    return pd.DataFrame.from_dict(rows, orient="index")
+            if method.retrains:
+                seconds, memory = _training(retrain, posterior)
+                rows[name] = seconds * ceil(n / at_once), base + memory
+            else:
+                seconds, memory = _growing(estimate, n, task.x_train.is_cuda)
+                rows[name] = seconds * posterior.checkpoints * more, base + memory
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["seconds", "memory"])
 
 
-def _first(task, size: int):
+def _first(task: Task, size: int) -> Task:
     """The task with its first train points alone."""
     return replace(task, x_train=task.x_train[:size], y_train=task.y_train[:size], train_index=task.train_index[:size])
 
@@ -113,59 +113,53 @@ def _shortened(posterior: Posterior, epochs: int, keep: int | None = None) -> Po
     return replace(posterior, task=task, recipe=recipe, checkpoints=kept)
 
 
-def _training(run, posterior: Posterior) -> float:
-    """Seconds of a training, linear in its steps: timed for the checkpoints' epochs and for STEPS more."""
+def _training(run, posterior: Posterior) -> tuple[float, float]:
+    """Seconds, linear in the steps, and GB: timed for the checkpoints' epochs, and for STEPS more."""
     recipe, n = posterior.recipe, len(posterior.task.x_train)
-    steps, timed = (
-        ceil(count / recipe.batch_size) for count in (n, min(n, BATCHES * recipe.batch_size))
-    )  # of an epoch
+    steps, timed = (ceil(count / recipe.batch_size) for count in (n, min(n, BATCHES * recipe.batch_size)))  # an epoch's
     few, more = posterior.checkpoints, posterior.checkpoints + ceil(STEPS / timed)
-    short, long = (_seconds(run, epochs) for epochs in (few, more))
+    (short, _), (long, memory) = (_cost(run, epochs, posterior.task.x_train.is_cuda) for epochs in (few, more))
     step = max(0.0, long - short) / (timed * (more - few))
-    return max(0.0, short - few * timed * step) + recipe.epochs * steps * step
+    return max(0.0, short - few * timed * step) + recipe.epochs * steps * step, memory
 
 
-def _growing(run, n: int) -> float:
-    """Seconds of an estimate at n train points, by the growth between the last two sizes that were timed."""
+def _growing(run, n: int, on_gpu: bool) -> tuple[float, float]:
+    """Seconds and GB of an estimate at n train points, by the growth between the last two sizes that were timed."""
     sizes = sorted({max(1, n // part) for part in (16, 8, 4, 2, 1)})
     run(sizes[0])
-    seconds = []
+    costs = []
     for size in sizes:
-        seconds.append(_seconds(run, size))
-        if sum(seconds) > ENOUGH and len(seconds) > 1:
+        costs.append(_cost(run, size, on_gpu))
+        if sum(seconds for seconds, _ in costs) > ENOUGH and len(costs) > 1:
             break
     if size == n:
-        return seconds[-1]
-    before = sizes[len(seconds) - 2]
-    power = log(seconds[-1] / seconds[-2]) / log(size / before)
-    return seconds[-1] * (n / size) ** max(0.0, power)
+        return costs[-1]
+    before = sizes[len(costs) - 2]
+    powers = (log(now / then) / log(size / before) for then, now in zip(costs[-2], costs[-1], strict=True))
+    return tuple(now * (n / size) ** max(0.0, power) for now, power in zip(costs[-1], powers, strict=True))
 
 
-def _seconds(run, argument: int) -> float:
-    start = perf_counter()
-    run(argument)
-    return perf_counter() - start
-
-
-@contextmanager
-def _peak(rows: dict, name: str, on_gpu: bool):
-    """A row of the table, with the highest memory of this process meanwhile; on a GPU, of the GPU."""
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    process, done, row = psutil.Process(), Event(), rows.setdefault(name, {})
+def _cost(run, argument: int, on_gpu: bool) -> tuple[float, float]:
+    """Seconds of a call, and the highest memory meanwhile in GB over that before, at least a MB."""
     engine.free_memory()
-    row["memory"] = process.memory_info().rss / 1e9
+    before, more, done = _memory(on_gpu), [1e-3], Event()
 
     def watch():
         while not done.wait(0.005):
-            row["memory"] = max(row["memory"], process.memory_info().rss / 1e9)
+            more.append(_memory(on_gpu) - before)
 
     thread = Thread(target=watch, daemon=True)
     thread.start()
+    start = perf_counter()
     try:
-        yield row
+        run(argument)
+        seconds = perf_counter() - start
     finally:
         done.set()
         thread.join()
-        if on_gpu:
-            row["memory"] = torch.cuda.max_memory_allocated() / 1e9
+    return seconds, max(more)
+
+
+def _memory(on_gpu: bool) -> float:
+    """GB that this process takes now; on a GPU, of the GPU's."""
+    return (torch.cuda.memory_reserved() if on_gpu else psutil.Process().memory_info().rss) / 1e9

@@ -1,5 +1,8 @@
 """The cost of a run: exact laws are drawn on exactly, and the table holds what is still to be done."""
 
+from time import sleep
+
+import numpy as np
 import pytest
 
 from tdalib import Recipe, attribute, deep_ensemble, plan
@@ -13,15 +16,26 @@ def posterior(digits):
 @pytest.mark.parametrize("law", [lambda n: 0.3 + 0 * n, lambda n: 0.1 * n, lambda n: 2e-4 * n**3], ids=["1", "n", "n3"])
 def test_growth_is_drawn_on(monkeypatch, law):
     asked = []
-    monkeypatch.setattr(plan, "_seconds", lambda run, size: asked.append(size) or law(size))
-    assert plan._growing(lambda size: None, 320) == pytest.approx(law(320))
+    monkeypatch.setattr(plan, "_cost", lambda run, size, on_gpu: asked.append(size) or (law(size), 2 * law(size)))
+    assert plan._growing(lambda size: None, 320, False) == pytest.approx((law(320), 2 * law(320)))
     assert max(asked) < 320 or sum(map(law, asked[:-1])) < plan.ENOUGH
 
 
 def test_trainings_are_counted_up(blobs, monkeypatch):
     posterior = deep_ensemble("logreg", blobs, Recipe(epochs=100, batch_size=4), members=1, checkpoints=3)
-    monkeypatch.setattr(plan, "_seconds", lambda run, epochs: 0.5 + 0.01 * 8 * epochs)  # 8 batches of an epoch's 23
-    assert plan._training(None, posterior) == pytest.approx(0.5 + 0.01 * 23 * 100)
+    law = 0.5, 0.01 * 8  # fixed, and an epoch's 8 batches; it has 23
+    monkeypatch.setattr(plan, "_cost", lambda run, epochs, on_gpu: (law[0] + law[1] * epochs, 0.2))
+    assert plan._training(None, posterior) == pytest.approx((0.5 + 0.01 * 23 * 100, 0.2))
+
+
+def test_memory_is_the_peak_meanwhile():
+    def run(megabytes):
+        held = np.ones(megabytes * 125_000)
+        sleep(0.1)
+        return held
+
+    _, memory = plan._cost(run, 400, on_gpu=False)
+    assert memory == pytest.approx(0.4, abs=0.05)
 
 
 def test_table(posterior, tmp_path):
