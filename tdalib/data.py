@@ -47,6 +47,14 @@ class Task:
         moved = {key: getattr(self, key).to(device) for key in ("x_train", "y_train", "x_test", "y_test")}
         return replace(self, **moved)
 
+    def first(self, train: int | None = None, test: int | None = None) -> "Task":
+        """The same task with its first train and test points alone; None: all of them."""
+        return replace(
+            self,
+            **{key: getattr(self, key)[:train] for key in ("x_train", "y_train", "train_index")},
+            **{key: getattr(self, key)[:test] for key in ("x_test", "y_test", "test_index")},
+        )
+
     def fingerprint(self) -> str:
         """SHA-256 over all points and labels, their shapes and types: one fingerprint, the same data."""
         digest = sha256()

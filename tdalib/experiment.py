@@ -115,9 +115,7 @@ def probe(posterior: Posterior, methods, options: dict[str, dict]) -> None:
         An unknown method, a value that it refuses, or an attributor whose τ has the wrong shape.
     """
     task = posterior.task
-    train = {key: getattr(task, key)[:2] for key in ("x_train", "y_train", "train_index")}
-    test = {key: getattr(task, key)[:1] for key in ("x_test", "y_test", "test_index")}
-    small = replace(task, **train, **test)
+    small = task.first(train=2, test=1)
     short = replace(posterior, task=small, recipe=replace(posterior.recipe, epochs=1), checkpoints=1)
     (draw,) = short.draws(0)
     outputs, points = draw.model(small.x_test).shape[-1], list(range(len(small.x_train)))

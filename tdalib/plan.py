@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from tdalib import engine, store
-from tdalib.data import ROOT, Task, resolve
+from tdalib.data import ROOT, resolve
 from tdalib.experiment import prepared
 from tdalib.samplers import Posterior
 
@@ -74,7 +74,7 @@ def plan(
 def _measure(posterior: Posterior, methods: dict, options: dict) -> pd.DataFrame:
     """Seconds for one member and peak memory in GB, by method; "posterior" is the training of its draws."""
     task, n = posterior.task, len(posterior.task.x_train)
-    few = replace(task, x_test=task.x_test[:MOST], y_test=task.y_test[:MOST], test_index=task.test_index[:MOST])
+    few = task.first(test=MOST)
     more = len(task.x_test) / len(few.x_test)
     at_once = min(posterior.stacked, n)
     points = [0] if at_once == 1 else [None, *(j % (BATCHES * posterior.recipe.batch_size) for j in range(at_once))]
@@ -87,7 +87,7 @@ def _measure(posterior: Posterior, methods: dict, options: dict) -> pd.DataFrame
             engine.as_array(method, _shortened(posterior, epochs), 0, points, **options[name])
 
         def estimate(size):
-            engine.as_array(method, draw, _first(few, size), **options[name])
+            engine.as_array(method, draw, few.first(train=size), **options[name])
 
         seconds, memory = _training(lambda epochs: engine.member(_shortened(posterior, epochs), 0), posterior)
         rows["posterior"] = seconds, base + memory
@@ -101,15 +101,10 @@ def _measure(posterior: Posterior, methods: dict, options: dict) -> pd.DataFrame
     return pd.DataFrame.from_dict(rows, orient="index", columns=["seconds", "memory"])
 
 
-def _first(task: Task, size: int) -> Task:
-    """The task with its first train points alone."""
-    return replace(task, x_train=task.x_train[:size], y_train=task.y_train[:size], train_index=task.train_index[:size])
-
-
 def _shortened(posterior: Posterior, epochs: int, keep: int | None = None) -> Posterior:
     """The posterior with other epochs, of at most BATCHES batches each."""
     recipe = replace(posterior.recipe, epochs=epochs)
-    kept, task = keep or posterior.checkpoints, _first(posterior.task, BATCHES * recipe.batch_size)
+    kept, task = keep or posterior.checkpoints, posterior.task.first(train=BATCHES * recipe.batch_size)
     return replace(posterior, task=task, recipe=recipe, checkpoints=kept)
 
 

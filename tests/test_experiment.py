@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from kill_and_resume import chunk_bytes
 
 from tdalib import Recipe, attribute, attributors, data, deep_ensemble, engine, store
 
@@ -30,12 +31,6 @@ def finished(posterior, tmp_path_factory):
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr(store, "TRAIN_BLOCK", 4)
-
-
-def chunk_bytes(path):
-    """Every data chunk of the store, by name."""
-    files = [file for name in ("tau", "loss", "loss_without") for file in (path / name / "c").rglob("*")]
-    return {str(file.relative_to(path)): file.read_bytes() for file in files if file.is_file()}
 
 
 def test_dims_coords_and_attrs(finished, posterior):
