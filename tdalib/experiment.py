@@ -5,12 +5,14 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import joblib
 import numpy as np
 import xarray as xr
 
 from tdalib import attributors, engine, store
 from tdalib.data import resolve
 from tdalib.samplers import Posterior
+from tdalib.training import logits
 
 
 def attribute(
@@ -71,10 +73,28 @@ def prepared(posterior: Posterior, methods, options, params: dict | None, device
     device = engine.resolve_device(device, scheduler)
     methods, options = _known(methods, options)
     posterior = posterior.to("cpu")
-    there = posterior.to(device)
+    with engine.exact_repeat():
+        there = posterior.to(device).embedded()
     probe(there, methods, options)
     empty = store.template(posterior, methods, (params or describe(posterior, options)) | {"device": device})
     return there, methods, options, empty
+
+
+def accuracy(posterior: Posterior, *, workers: int | None = None) -> xr.DataArray:
+    """Share of the test points that each draw classifies rightly, (sample,), with the draw's provenance."""
+    with engine.exact_repeat():
+        posterior = posterior.embedded()
+    with engine.parallel(posterior, workers, None) as run:
+        shares = dict(run(joblib.delayed(_accuracy)(posterior, k) for k in range(len(posterior.members))))
+    provenance = store.provenance(posterior)
+    return xr.DataArray(np.concatenate([shares[k] for k in sorted(shares)]), provenance, "sample", name="accuracy")
+
+
+def _accuracy(posterior: Posterior, k: int) -> tuple[int, list[float]]:
+    task = posterior.task
+    with engine.exact_repeat():
+        outputs = [logits(draw.model, draw.theta, task.x_test) for draw in posterior.draws(k)]
+    return k, [(output.argmax(1) == task.y_test).double().mean().item() for output in outputs]
 
 
 def _known(methods, options: dict | None) -> tuple[dict, dict]:

@@ -55,6 +55,7 @@ class Params(BaseModel):
 
     name: Annotated[str, _must(r"^[^/\\]+$", "be a file name without slashes")] = "experiment"
     dataset: str = "mnist3"
+    dataset_options: dict[str, Any] = {}
     train_per_class: Count = 10
     test_per_class: Count = 50
     model: str = "cnn2"
@@ -67,6 +68,7 @@ class Params(BaseModel):
     batch_size: Count = 32
     learning_rate: Annotated[Number, Field(gt=0)] = 1e-3
     weight_decay: Annotated[Number, Field(ge=0)] = 5e-3
+    schedule: Literal["constant", "linear"] = "constant"
     methods: Annotated[list[str], Field(min_length=1)] = ["loo", "ats", "if", "gd", "gc"]
     method_options: dict[str, dict[str, Any]] = {}
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
@@ -109,6 +111,12 @@ class Params(BaseModel):
         """Params from the variables of the parameters cell."""
         return cls.of({key: variables[key] for key in cls.model_fields})
 
+    @field_validator("dataset")
+    @classmethod
+    def _dataset_is_known(cls, name):
+        data.loader(name)
+        return name
+
     @field_validator("model")
     @classmethod
     def _model_is_known(cls, name):
@@ -130,10 +138,12 @@ class Params(BaseModel):
             raise ValueError("a method is named twice; each may stand once")
         return names
 
-    @field_validator("model_options", "sampler_options", "method_options")
+    @field_validator("dataset_options", "model_options", "sampler_options", "method_options")
     @classmethod
     def _options_are_known(cls, options, info):
         known = info.data
+        if info.field_name == "dataset_options" and "dataset" in known:
+            return _check_options(known["dataset"], data.loader(known["dataset"]), options)
         if info.field_name == "model_options" and "model" in known:
             return _check_options(known["model"], models.get(known["model"]), options)
         if info.field_name == "sampler_options" and "sampler" in known:
@@ -147,7 +157,7 @@ class Params(BaseModel):
 
     @property
     def recipe(self) -> Recipe:
-        return Recipe(self.epochs, self.batch_size, self.learning_rate, self.weight_decay)
+        return Recipe(self.epochs, self.batch_size, self.learning_rate, self.weight_decay, self.schedule)
 
     @property
     def path(self) -> Path:
@@ -156,7 +166,11 @@ class Params(BaseModel):
 
     def task(self) -> Task:
         return data.load(
-            self.dataset, train_per_class=self.train_per_class, test_per_class=self.test_per_class, seed=self.seed
+            self.dataset,
+            train_per_class=self.train_per_class,
+            test_per_class=self.test_per_class,
+            seed=self.seed,
+            **self.dataset_options,
         )
 
     def posterior(self, task: Task) -> Posterior:

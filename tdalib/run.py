@@ -2,13 +2,19 @@
 
 import argparse
 import sys
+from itertools import permutations
 from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+import pandas as pd
 
 from tdalib import store
 from tdalib.data import ROOT
 from tdalib.params import Params
 
 NOTEBOOK = ROOT / "notebooks" / "10_run_experiment.ipynb"
+BROKE, WRONG, INTERRUPTED = 1, 2, 130  # exit codes
 
 
 def run(params: Params) -> str:
@@ -26,43 +32,80 @@ def run(params: Params) -> str:
 
 
 def main(arguments=None) -> int:
+    """Run experiments one after another, whatever becomes of the others; the exit code is 0 where all went well."""
     parser = argparse.ArgumentParser(prog="python -m tdalib.run", description=__doc__)
     parser.add_argument("params", nargs="+", type=Path, help="a YAML file that holds what differs from the defaults")
     parser.add_argument("--repair", action="store_true", help="compute damaged chunks of the store again")
     asked = parser.parse_args(arguments)
-    experiments = {}
-    for path in asked.params:  # all are checked before the first runs
+    ready, outcomes = _check(asked.params)
+    for path, params in ready.items():
+        start = perf_counter()
+        code, said = _execute(path, params, asked.repair)
+        outcomes[path] = Outcome(code, said, (perf_counter() - start) / 60, params.path)
+        print(f"{path}: {said}", file=sys.stderr if code else sys.stdout, flush=True)
+        if code == INTERRUPTED:
+            break
+    if len(asked.params) > 1:
+        _report(asked.params, outcomes)
+    return max(outcome.code for outcome in outcomes.values())
+
+
+class Outcome(NamedTuple):
+    code: int
+    said: str
+    minutes: float = 0.0
+    store: Path | str = ""
+
+
+def _check(paths: list[Path]) -> tuple[dict[Path, Params], dict[Path, Outcome]]:
+    """The params of the files in which nothing is wrong, and the outcomes of the others; nothing runs before."""
+    ready, outcomes = {}, {}
+    for path in paths:
         try:
-            params = Params.read(path)
-            if params.path in experiments:
-                raise ValueError(f"store {params.path} is that of {experiments[params.path][0]} too; choose another")
-            params.check()
+            ready[path] = Params.read(path)
+            ready[path].check()
         except Exception as error:  # a model or an attributor of one's own can raise anything
-            return _failed(path, " ".join(str(error).split()), 2)
-        experiments[params.path] = path, params
-    for path, params in experiments.values():
-        try:
-            if not params.plan_only:
-                with store.held(params.path):  # by another run: its executed notebook is not to be overwritten
-                    pass
-            if asked.repair and not params.plan_only:
-                for name in store.repair(params.path):
-                    print(f"{path}: chunk {name} was damaged and is computed again")
-        except (ValueError, OSError) as error:
-            return _failed(path, error, 2)
-        try:
-            print(f"{path}: {run(params)}")
-        except KeyboardInterrupt:
-            return _failed(path, "interrupted; the same command goes on from here", 130)
-        except Exception as error:  # whatever a notebook can raise
-            reason = (str(error).strip() or repr(error)).splitlines()[-1]
-            return _failed(path, f"{reason}; see {params.path.with_suffix('.ipynb')}", 1)
-    return 0
+            ready.pop(path, None)
+            outcomes[path] = Outcome(WRONG, " ".join(str(error).split()))
+    for path, other in permutations(ready, 2):
+        if ready[path].path == ready[other].path:
+            outcomes[path] = Outcome(WRONG, f"store {ready[path].path} is that of {other} too; choose another")
+    for path, outcome in outcomes.items():
+        print(f"{path}: {outcome.said}", file=sys.stderr)
+    return {path: params for path, params in ready.items() if path not in outcomes}, outcomes
 
 
-def _failed(path: Path, reason, code: int) -> int:
-    print(f"{path}: {reason}", file=sys.stderr)
-    return code
+def _execute(path: Path, params: Params, repair: bool) -> tuple[int, str]:
+    """Run one experiment; its exit code, and what there is to say."""
+    try:
+        if not params.plan_only:
+            with store.held(params.path):  # by another run: its executed notebook is not to be overwritten
+                pass
+            for name in store.repair(params.path) if repair else ():
+                print(f"{path}: chunk {name} was damaged and is computed again")
+    except (ValueError, OSError) as error:
+        return WRONG, str(error)
+    try:
+        return 0, run(params)
+    except KeyboardInterrupt:
+        return INTERRUPTED, "interrupted; the same command goes on from here"
+    except Exception as error:  # whatever a notebook can raise
+        reason = (str(error).strip() or repr(error)).splitlines()[-1]
+        return BROKE, f"{reason}; see {params.path.with_suffix('.ipynb')}"
+
+
+def _report(paths: list[Path], outcomes: dict[Path, Outcome]) -> None:
+    """What ran, how long it took and where it lies; then again what failed."""
+    words = {0: "done", BROKE: "failed", WRONG: "refused", INTERRUPTED: "interrupted"}
+    rows = {
+        str(path): (words[outcome.code], f"{outcome.minutes:.1f}", outcome.store)
+        for path, outcome in ((path, outcomes[path]) for path in paths if path in outcomes)
+    }
+    rows |= {str(path): ("not started", "", "") for path in paths if path not in outcomes}
+    print(pd.DataFrame.from_dict(rows, orient="index", columns=["outcome", "minutes", "store"]).to_string(), flush=True)
+    for path, outcome in outcomes.items():
+        if outcome.code:
+            print(f"{path}: {outcome.said}", file=sys.stderr)
 
 
 if __name__ == "__main__":

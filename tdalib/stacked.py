@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from tdalib.training import Recipe, Theta, flatten, masks_from, trainable, weights
+from tdalib.training import Recipe, Theta, flatten, masks_from, set_rate, to_training, trainable, weights
 
 
 def train_stack(
@@ -38,9 +38,10 @@ def train_stack(
 
     each = vmap(loss, in_dims=(0, 0, None, None), randomness="same")
     kept = []
-    model.train()
+    to_training(model)
     for step, batch in enumerate(flat):
         batch = batch.to(x.device)
+        set_rate(optimizer, recipe.rate(step, len(flat)))
         with masks_from(seed + step, x):
             optimizer.zero_grad()
             each(stacked, weight[:, batch], x[batch], y[batch]).sum().backward()

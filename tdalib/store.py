@@ -58,13 +58,8 @@ def template(posterior, methods: dict, params: dict) -> xr.Dataset:
     variables = {"tau": empty(*DIMS), "loss": empty("sample", "test")}
     if any(method.retrains for method in methods.values()):
         variables["loss_without"] = empty("sample", "train", "test")
-    last = posterior.recipe.epochs
-    members = posterior.members
     coords = {
-        "member": ("sample", np.repeat([m.index for m in members], kept)),
-        "checkpoint": ("sample", np.tile(np.arange(last - kept + 1, last + 1), len(members))),
-        "init_seed": ("sample", np.repeat([m.init_seed for m in members], kept)),
-        "batch_seed": ("sample", np.repeat([m.batch_seed for m in members], kept)),
+        **provenance(posterior),
         "train_index": ("train", task.train_index),
         "train_label": ("train", task.y_train.numpy()),
         "train_class": ("train", names[task.y_train.numpy()].astype(object)),
@@ -90,6 +85,17 @@ def template(posterior, methods: dict, params: dict) -> xr.Dataset:
     if "loss_without" in result:
         result["loss_without"].attrs = {"long_name": "test loss at θ without the train point", "units": "nats"}
     return result
+
+
+def provenance(posterior) -> dict:
+    """The coordinates of `sample`: where each draw comes from."""
+    members, kept, last = posterior.members, posterior.checkpoints, posterior.recipe.epochs
+    return {
+        "member": ("sample", np.repeat([m.index for m in members], kept)),
+        "checkpoint": ("sample", np.tile(np.arange(last - kept + 1, last + 1), len(members))),
+        "init_seed": ("sample", np.repeat([m.init_seed for m in members], kept)),
+        "batch_seed": ("sample", np.repeat([m.batch_seed for m in members], kept)),
+    }
 
 
 def create(path: Path, empty: xr.Dataset) -> None:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ class Recipe:
 
     Adam on the mean cross-entropy of each batch. `weight_decay` λ is an L2 term (λ/2)‖θ‖² in the loss, not decoupled.
     To train to convergence, as exact tests do, take full batches and a small learning rate, about 0.01: at a constant
-    rate Adam keeps jittering around the optimum, and a larger rate jitters more.
+    rate Adam keeps jittering around the optimum, and a larger rate jitters more. With the schedule "linear" the rate
+    falls by the same amount every step, to 0 after the last, as in the paper's fine-tuning of a transformer.
 
     Raises
     ------
@@ -35,6 +37,7 @@ class Recipe:
     batch_size: int = 32
     learning_rate: float = 1e-3
     weight_decay: float = 5e-3
+    schedule: Literal["constant", "linear"] = "constant"
 
     def __post_init__(self):
         for key, least in (("epochs", 1), ("batch_size", 1), ("weight_decay", 0)):
@@ -42,6 +45,12 @@ class Recipe:
                 raise ValueError(f"{key}: {getattr(self, key)} is not possible; it must be at least {least}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate: {self.learning_rate} is not possible; it must be above 0")
+        if self.schedule not in ("constant", "linear"):
+            raise ValueError(f"schedule {self.schedule!r} is not known; choose from constant, linear")
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of one of a training's `steps`, counted from 0."""
+        return self.learning_rate * (1 if self.schedule == "constant" else 1 - step / steps)
 
     def optimizer(self, parameters) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
@@ -85,7 +94,7 @@ def train(
         optimizer = _restore(model, recipe, states[start])
         kept = []
         for step in range(start, len(flat)):
-            _step(model, optimizer, x, y, weight, flat[step], seed + step)
+            _step(model, optimizer, recipe.rate(step, len(flat)), x, y, weight, flat[step], seed + step)
             if step in kept_after:
                 kept.append({name: p.detach().clone() for name, p in trainable(model).items()})
         model.eval()
@@ -117,8 +126,22 @@ def masks_from(seed: int, x: Tensor):
         yield
 
 
-def _step(model, optimizer, x, y, weight, batch, seed) -> None:
+def to_training(model: nn.Module) -> None:
+    """Training mode (dropout is active), but for batch norm, which keeps its fixed statistics."""
     model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _step(model, optimizer, rate, x, y, weight, batch, seed) -> None:
+    to_training(model)
+    set_rate(optimizer, rate)
     with masks_from(seed, x):
         each = F.cross_entropy(model(x[batch]), y[batch], reduction="none")  # (batch,)
         optimizer.zero_grad()
@@ -142,7 +165,7 @@ def _states(model, x, y, recipe, flat, seed, steps) -> dict[int, tuple[dict, dic
             values = {name: value.detach().clone() for name, value in _changing(model).items()}
             states[step] = values, deepcopy(optimizer.state_dict())
         if step < max(steps):
-            _step(model, optimizer, x, y, weight, flat[step], seed + step)
+            _step(model, optimizer, recipe.rate(step, len(flat)), x, y, weight, flat[step], seed + step)
     return states
 
 

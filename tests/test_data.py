@@ -5,6 +5,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tdalib import data
 
@@ -58,6 +59,102 @@ def test_own_file(tmp_path):
     np.savez(path, **arrays())
     task = data.load(str(path), train_per_class=1, test_per_class=1)
     assert task.name == "mine" and len(task.x_train) == 3
+
+
+def picture(path, side=(40, 60), colour=(200, 30, 90), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", side, colour).convert(mode).save(path)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two classes of six images each, of several sizes, formats and modes."""
+    for k in range(6):
+        picture(tmp_path / "cat" / f"{k}.png", (40 + k, 60), (10 * k, 0, 0))
+        picture(tmp_path / "dog" / f"{k}.jpg", (60, 40), (0, 10 * k, 0), mode="L" if k == 3 else "RGB")
+    return tmp_path
+
+
+def test_folder_of_class_folders_is_divided(pictures):
+    asked = {"test_per_class": 2, "size": 24, "resize": 30, "seed": 1}
+    task = data.from_folder(pictures, train_per_class=3, **asked)
+    assert task.classes == ("cat", "dog") and task.name == pictures.name
+    assert task.x_train.shape == (6, 3, 24, 24) and task.x_test.shape == (4, 3, 24, 24)
+    assert not set(task.train_index) & set(task.test_index)
+    first = task.train_index[0]  # of the first class, whose files come first
+    torch.testing.assert_close(task.x_train[0, 0], torch.full((24, 24), 10 * first / 127.5 - 1))
+    assert (task.x_train[0, 1:] == -1).all()
+    again = data.load(str(pictures), train_per_class=3, **asked)
+    assert again.fingerprint() == task.fingerprint()
+    larger = data.from_folder(pictures, train_per_class=4, **asked)
+    assert set(task.train_index) < set(larger.train_index) and set(task.test_index) == set(larger.test_index)
+
+
+def test_folder_with_a_train_and_a_test_folder(pictures, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "train").mkdir(exist_ok=True)
+        (pictures / name).rename(tmp_path / "train" / name)
+        picture(tmp_path / "test" / name / "a.png", colour=(250, 0, 0))
+    task = data.from_folder(tmp_path, train_per_class=6, test_per_class=1, size=8)
+    assert task.x_train.shape == (12, 3, 8, 8) and (task.test_index == [0, 1]).all()
+    assert (task.x_test[:, 0] > 0.9).all() and (task.x_train[:, 0] < 0.9).all()
+
+
+def test_a_picture_is_cut_out_of_the_middle(tmp_path):
+    for name in "ab":
+        for k in range(2):
+            picture(tmp_path / name / f"{k}.png", (30, 10), (0, 0, 0))
+    striped = Image.new("RGB", (30, 10))
+    striped.paste((255, 255, 255), (10, 0, 20, 10))
+    for k in range(2):
+        striped.save(tmp_path / "a" / f"{k}.png")
+    task = data.from_folder(tmp_path, train_per_class=1, test_per_class=1, size=10)
+    assert (task.x_train[0] == 1).all() and (task.x_train[1] == -1).all()
+
+
+def test_bad_folders_are_refused(pictures):
+    def read(**changes):
+        return data.from_folder(pictures, **{"train_per_class": 4, "test_per_class": 2} | changes)
+
+    with pytest.raises(ValueError, match="train_per_class: 5 is not possible; .* has 1 to 4 per class"):
+        read(train_per_class=5)
+    with pytest.raises(ValueError, match="test_per_class: 7 is not possible; .* has 1 to 6 per class"):
+        read(test_per_class=7)
+    with pytest.raises(ValueError, match="size: 24 is not possible; it must be at least 1, and resize no less"):
+        read(size=24, resize=20)
+    (pictures / "dog" / "1.jpg").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"dog/1.jpg cannot be read as an image"):
+        read()
+    (pictures / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty"):
+        read()
+
+
+def test_full_set_of_torchvision_from_its_files(tmp_path, monkeypatch):
+    """A small MNIST in the format of the full one: what torchvision finds it does not fetch."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28), dtype=np.uint8)
+    for split, count in (("train", 40), ("t10k", 20)):
+        labels = np.arange(count, dtype=np.uint8) % 10
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + count.to_bytes(4) + labels.tobytes())
+        shape = b"".join(size.to_bytes(4) for size in (count, 28, 28))
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + shape + images[:count].tobytes())
+    task = data.load("MNIST", train_per_class=3, test_per_class=2, root=str(tmp_path))
+    assert task.x_train.shape == (30, 1, 28, 28) and len(task.classes) == 10
+    torch.testing.assert_close(task.x_train[4, 0], torch.from_numpy(images[task.train_index[4]]) / 127.5 - 1)
+    assert (task.y_train.numpy() == task.train_index % 10).all()
+    with pytest.raises(ValueError, match="train_per_class: 5 is not possible; MNIST has 1 to 4 per class"):
+        data.from_torchvision("MNIST", train_per_class=5, test_per_class=1, root=str(tmp_path))
+
+
+def test_full_set_that_cannot_be_fetched(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", fail)
+    with pytest.raises(ValueError, match="dataset MNIST is not in .* and cannot be fetched: "):
+        data.load("MNIST", train_per_class=1, test_per_class=1, root=str(tmp_path))
 
 
 NAN = np.where(np.arange(24).reshape(6, 4) == 9, np.nan, 1.0)
@@ -114,7 +211,7 @@ def test_files_that_are_no_data(tmp_path):
 @pytest.mark.parametrize(
     ("name", "per_class", "message"),
     [
-        ("mnist", 1, "dataset 'mnist' is not known; choose from cifar10, mnist3"),
+        ("mnist", 1, "dataset 'mnist' is not known; choose from cifar10, mnist3, MNIST"),
         ("nowhere.npz", 1, "no file .*; a relative path starts at the repository root"),
         ("mnist3", 101, "train_per_class: 101 is not possible; mnist3 has 1 to 100 per class"),
         ("mnist3", 0, "train_per_class: 0 is not possible"),

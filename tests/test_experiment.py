@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from kill_and_resume import chunk_bytes
 
-from tdalib import Recipe, attribute, attributors, data, deep_ensemble, engine, store
+from tdalib import Recipe, attribute, attributors, data, deep_ensemble, engine, experiment, store
 
 METHODS = ["loo", "ats", "if", "gd", "gc"]
 
@@ -46,6 +46,16 @@ def test_dims_coords_and_attrs(finished, posterior):
     assert json.loads(result.attrs["params"])["epochs"] == 2
     assert result.tau.notnull().all() and result.loss.notnull().all()
     assert result.tau.loc[{"method": "gc"}].equals(result.tau.sel({"method": "gc"}))
+
+
+def test_accuracy_counts_what_each_draw_gets_right(posterior):
+    shares = experiment.accuracy(posterior, workers=2)
+    assert shares.dims == ("sample",) and shares.member.values.tolist() == [0, 0, 1, 1]
+    task = posterior.task
+    for k, draw in enumerate(posterior.draws(0) + posterior.draws(1)):
+        said = torch.func.functional_call(draw.model, draw.theta, (task.x_test,)).argmax(1)
+        right = sum(int(a == b) for a, b in zip(said, task.y_test, strict=True))
+        assert shares.values[k] == right / len(task.x_test)
 
 
 def test_tau_is_what_the_attributors_say(finished, posterior):

@@ -1,10 +1,13 @@
 """The paper's sizes, seeds, and a model of one's own."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from tdalib import data, models
+from tdalib import Recipe, attribute, attributors, data, deep_ensemble, models
+from tdalib.models.cnn import ImageFlatten, ImageGELU
+from tdalib.training import batch_order, train
 
 
 @pytest.mark.parametrize(("name", "kernel", "parameters"), [("mnist3", 3, 225_034), ("cifar10", 5, 259_914)])
@@ -18,6 +21,30 @@ def test_cnn2_is_the_papers(name, kernel, parameters):
     assert model(task.x_test).shape == (len(task.x_test), 10)
 
 
+@pytest.mark.parametrize(
+    ("name", "paddings", "parameters"), [("mnist3", [0, 2, 2], 619_786), ("cifar10", [0, 0, 2], 620_362)]
+)
+def test_cnn3_is_the_papers(name, paddings, parameters):
+    task = data.load(name, train_per_class=1, test_per_class=1)
+    model = models.cnn3(task, 0)
+    convolutions = [layer for layer in model if isinstance(layer, nn.Conv2d)]
+    assert [(c.out_channels, c.kernel_size, c.padding[0]) for c in convolutions] == [
+        (channels, (3, 3), padding) for channels, padding in zip((32, 64, 128), paddings, strict=True)
+    ]
+    assert sum(isinstance(layer, nn.MaxPool2d) for layer in model) == 3
+    assert [layer.out_features for layer in model if isinstance(layer, nn.Linear)] == [256, 10]
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert model(task.x_test).shape == (len(task.x_test), 10)
+
+
+def test_mlp_has_the_depth_width_and_skips_asked_for(digits):
+    plain, skipping = (models.get("mlp", depth=3, width=16, skip=skip)(digits, 0) for skip in (False, True))
+    assert models.parameters(plain) == f"{784 * 16 + 16 + 2 * (16 * 16 + 16) + 16 * 3 + 3:,} parameters, all trained"
+    x = plain[:3](digits.x_train)  # the first hidden layer, the same in both
+    torch.testing.assert_close(skipping[:3](digits.x_train), x)
+    torch.testing.assert_close(skipping[3](x), x + plain[3](x))
+
+
 def test_seed_decides_the_weights_and_leaves_the_callers_state_alone(digits):
     before = torch.get_rng_state()
     first, again, other = (models.cnn2(digits, seed)[0].weight for seed in (1, 1, 2))
@@ -28,7 +55,7 @@ def test_seed_decides_the_weights_and_leaves_the_callers_state_alone(digits):
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
 def test_image_gelu_is_gelu(layout):
     x = torch.randn(4, 3, 5, 6, dtype=torch.float64).to(memory_format=layout).requires_grad_()
-    ours, plain = models.ImageGELU()(x), nn.GELU()(x)
+    ours, plain = ImageGELU()(x), nn.GELU()(x)
     torch.testing.assert_close(ours, plain, rtol=1e-14, atol=1e-14)
     gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in (ours, plain)]
     torch.testing.assert_close(*gradients, rtol=1e-13, atol=1e-13)
@@ -36,7 +63,7 @@ def test_image_gelu_is_gelu(layout):
 
 def test_image_flatten_is_flatten_but_for_the_order():
     x = torch.arange(48.0).view(2, 3, 4, 2).to(memory_format=torch.channels_last)
-    flat = models.ImageFlatten()(x)
+    flat = ImageFlatten()(x)
     assert flat.data_ptr() == x.data_ptr() and torch.equal(flat.sort().values, nn.Flatten()(x))
 
 
@@ -54,7 +81,7 @@ def test_options_are_bound_to_a_registered_model(digits):
 
 
 def test_refusals(blobs):
-    with pytest.raises(ValueError, match="model 'cnn9' is not known; choose from cnn2, logreg"):
+    with pytest.raises(ValueError, match="model 'cnn9' is not known; choose from cnn2, cnn3, logreg, mlp, vit_lora"):
         models.get("cnn9")
     with pytest.raises(ValueError, match="cnn2 needs images"):
         models.cnn2(blobs, 0)
@@ -69,6 +96,35 @@ def test_a_plain_function_is_seeded_too(digits):
     assert not torch.equal(function(digits, 1)[1].weight, function(digits, 2)[1].weight)
 
 
-def test_batch_norm_is_refused(digits):
-    with pytest.raises(ValueError, match="batch norm, which couples the points"):
-        models.get(lambda task, seed: nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(784, 3)))(digits, 0)
+def normed(norm):
+    return models.get(lambda task, seed: nn.Sequential(norm, nn.Flatten(), nn.Linear(784, 3)))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(1), nn.BatchNorm2d(1, track_running_stats=False).eval()], ids=str)
+def test_batch_norm_is_refused(digits, norm):
+    with pytest.raises(ValueError, match="batch norm, which couples the points of a batch"):
+        normed(norm)(digits, 0)
+
+
+def test_batch_norm_with_fixed_statistics_stays_fixed_in_training(digits):
+    model = normed(nn.BatchNorm2d(1).eval())(digits, 0)
+    recipe = Recipe(epochs=2, batch_size=3)
+    ((theta,),) = train(model, digits.x_train, digits.y_train, recipe, batch_order(6, recipe, 0), seed=0)
+    assert model[0].running_mean == 0 and model[0].num_batches_tracked == 0
+    assert theta["0.weight"] != 1
+
+
+@pytest.mark.parametrize("name", ["cnn2", "cnn3", "logreg", "mlp", "vit_lora"])
+def test_every_model_works_with_every_attributor_alone_and_in_a_stack(name):
+    task = data.load("cifar10", train_per_class=1, test_per_class=1).first(train=4, test=3)
+    alone, stack = (
+        attribute(
+            deep_ensemble(name, task, Recipe(epochs=2, batch_size=2), members=1, checkpoints=1, stack=stack),
+            sorted(attributors.METHODS),
+            workers=1,
+        )
+        for stack in (None, 5)
+    )
+    assert set(alone.method.values) == {"loo", "ats", "if", "gd", "gc"}
+    assert alone.tau.notnull().all() and (abs(alone.tau).max(["sample", "train", "test"]) > 0).all()
+    np.testing.assert_allclose(stack.loss_without, alone.loss_without, rtol=1e-3, atol=1e-3)

@@ -45,7 +45,9 @@ def test_notebook_runs(path, experiment, tmp_path):
         "01": {"train_per_class": 2, "test_per_class": 2, "trainings": 5},
         "10": {"store": str(experiment.with_suffix(".zarr"))} | dict(_pairs(TINY)),
         "20": {"store": str(experiment.with_suffix(".zarr"))},
+        "25": {"runs": [str(experiment)], "folder": str(tmp_path)},
         "90": {"size": "small"},
+        "91": {"size": "small", "folder": str(tmp_path / "vit")},
     }[path.stem[:2]]
     if path.stem.startswith("20") and not experiment.with_suffix(".zarr").exists():
         run.run(run.Params.read(experiment))

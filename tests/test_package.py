@@ -8,8 +8,9 @@ import tomllib
 import matplotlib.pyplot as plt
 import pytest
 import yaml
+from PIL import Image
 
-from tdalib.data import ROOT
+from tdalib.data import ROOT, sources
 
 CONDA_NAMES = {"torch": "pytorch"}
 
@@ -54,11 +55,16 @@ def test_citation_names_the_paper():
 
 
 @pytest.mark.slow
-def test_readme_code_runs(monkeypatch):
-    """Every Python block of the README, in order, in one namespace."""
+def test_readme_code_runs(monkeypatch, tmp_path):
+    """Every Python block of the README, in order, in one namespace; with a folder of photos where it has one."""
     monkeypatch.setattr(plt, "show", lambda: None)
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    for animal, colour in (("cat", "grey"), ("dog", "brown")):
+        (tmp_path / "photos" / animal).mkdir(parents=True)
+        for k in range(8):
+            Image.new("RGB", (40 + 5 * k, 50), colour).save(tmp_path / "photos" / animal / f"{k}.jpg")
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
-    assert len(blocks) >= 2
+    assert len(blocks) >= 3
     names = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)  # noqa: S102

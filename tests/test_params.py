@@ -1,6 +1,7 @@
 """One list of names, and what a params file may hold."""
 
 import ast
+from itertools import product
 from pathlib import Path
 
 import nbformat
@@ -25,6 +26,17 @@ def test_shipped_params_are_valid_and_only_what_differs(path):
     given = params.model_dump(include=params.model_fields_set, exclude={"name"})
     defaults = Params().model_dump()
     assert all(defaults[key] != value for key, value in given.items())
+
+
+def test_every_cell_of_the_papers_tables_has_a_file():
+    for dataset, epochs, test in (("mnist3", 15, 300), ("cifar10", 30, 50)):
+        for model, vary, size in product(("cnn2", "cnn3", "vit_lora"), ("init", "batch"), (10, 20, 50)):
+            name = f"{dataset}_{model}_{vary}" + ("" if size == 10 else f"_{size}")
+            params = Params.read(ROOT / "params" / f"{name}.yaml")
+            assert (params.dataset, params.model, params.sampler_options) == (dataset, model, {"vary": vary})
+            assert (params.train_per_class, params.test_per_class, params.epochs) == (size, test, epochs)
+            assert (params.members, params.checkpoints, len(params.methods)) == (10, 5, 5)
+            assert params.schedule == ("linear" if model == "vit_lora" else "constant")
 
 
 def test_paper_scale_is_the_papers():

@@ -19,7 +19,7 @@ def write(path, **values):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"memebrs": 3}, "unknown key 'memebrs'; allowed are name, dataset, train_per_class"),
+        ({"memebrs": 3}, "unknown key 'memebrs'; allowed are name, dataset, dataset_options, train_per_class"),
         ({"methods": "[loo, lime]"}, "methods: method 'lime' is not known; choose from ats, gc, gd, if, loo"),
         ({"methods": "[gd, gd]"}, "methods: a method is named twice"),
         ({"methods": "[]"}, "methods: [] is not possible"),
@@ -27,7 +27,7 @@ def write(path, **values):
         ({"members": 0}, "members: 0 is not possible; input should be greater than or equal to 1"),
         ({"members": "'3'"}, "members: '3' is not possible"),
         ({"checkpoints": 16}, "checkpoints: 16 is not possible with 1 epochs"),
-        ({"model": "cnn9"}, "model: model 'cnn9' is not known; choose from cnn2, logreg"),
+        ({"model": "cnn9"}, "model: model 'cnn9' is not known; choose from cnn2, cnn3, logreg, mlp, vit_lora"),
         ({"sampler": "mcmc"}, "sampler: sampler 'mcmc' is not known"),
         ({"sampler_options": "{vari: init}"}, "sampler_options: deep_ensemble has no option 'vari'; it has vary"),
         (
@@ -36,6 +36,10 @@ def write(path, **values):
         ),
         ({"method_options": "{if: {slover: cg}}"}, "if has no option 'slover'; it has solver, damping"),
         ({"method_options": "{if: {solver: lu}}"}, "if.solver: 'lu' is not possible; input should be 'ggn' or 'cg'"),
+        ({"dataset_options": "{size: 64}"}, "dataset_options: mnist3 has no option 'size'; it has none"),
+        ({"schedule": "cosine"}, "schedule: 'cosine' is not possible; input should be 'constant' or 'linear'"),
+        ({"model": "mlp", "model_options": "{depth: 0}"}, "mlp: depth 0 is not possible; it must be at least 1"),
+        ({"model": "vit_lora", "model_options": "{backbone: ./no/such}"}, "backbone './no/such' is no folder here"),
         ({"model_options": "{width: 3}"}, "model_options: cnn2 has no option 'width'; it has none"),
         ({"weight_decay": 0}, "if: damping 0.0 is not possible"),
         ({"learning_rate": "fast"}, "learning_rate: 'fast' is not possible"),
@@ -87,6 +91,7 @@ def test_two_experiments_in_one_store_are_refused(tmp_path, capsys):
     paths = [str(write(tmp_path / f"{k}.yaml", **TINY | {"store": tmp_path / "a.zarr", "seed": k})) for k in (0, 1)]
     assert run.main(paths) == 2
     assert "0.yaml too; choose another" in capsys.readouterr().err
+    assert not (tmp_path / "a.ipynb").exists()
     assert not (tmp_path / "a.zarr").exists()
 
 
@@ -106,3 +111,27 @@ def test_store_of_another_experiment_is_refused(tmp_path, capsys):
     assert run.main([str(path)]) == 2
     assert "made with seed: 0, not 5; choose another store" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_of_many_runs_one_that_fails_does_not_stop_the_rest(tmp_path, capfd):
+    paths = [
+        write(tmp_path / f"{name}.yaml", **TINY | {"store": tmp_path / f"{name}.zarr", "methods": "[gd]"} | values)
+        for name, values in (
+            ("diverges", {"learning_rate": 1e30, "epochs": 3}),
+            ("typo", {"memebrs": 3}),
+            ("good", {}),
+            ("planned", {"plan_only": "true"}),
+        )
+    ]
+    assert run.main([str(path) for path in paths]) == 2
+    out, err = capfd.readouterr()
+    table = out[out.index(" outcome") :]
+    for name, outcome in (("diverges", "failed"), ("typo", "refused"), ("good", "done"), ("planned", "done")):
+        (line,) = (line for line in table.splitlines() if f"{name}.yaml" in line)
+        assert outcome in line
+    assert str(tmp_path / "good.zarr") in table
+    end = err.splitlines()[-2:]  # both failures, once more
+    assert any("typo.yaml: unknown key" in line for line in end) and any("not finite" in line for line in end)
+    assert (tmp_path / "good.zarr").exists() and not (tmp_path / "typo.zarr").exists()
+    assert not (tmp_path / "planned.zarr").exists()

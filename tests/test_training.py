@@ -41,6 +41,25 @@ def test_loop_equals_plain_pytorch(digits):
     assert not torch.equal(kept[0]["0.weight"], kept[1]["0.weight"])
 
 
+def test_a_linear_schedule_is_pytorchs(digits):
+    recipe = replace(RECIPE, schedule="linear")
+    model = models.logreg(digits, 0)
+    plain, batches = copy.deepcopy(model), batch_order(6, recipe, 1)
+    ((theta,),) = train(model, digits.x_train, digits.y_train, recipe, batches, seed=0)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3, weight_decay=5e-3)
+    steps = sum(map(len, batches))
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    for batch in (batch for epoch in batches for batch in epoch):
+        optimizer.zero_grad()
+        F.cross_entropy(plain(digits.x_train[batch]), digits.y_train[batch]).backward()
+        optimizer.step()
+        decay.step()
+    for name, value in plain.named_parameters():
+        torch.testing.assert_close(theta[name], value.detach(), rtol=1e-5, atol=1e-6)
+    ((constant,),) = train(models.logreg(digits, 0), digits.x_train, digits.y_train, RECIPE, batches, seed=0)
+    assert not torch.allclose(constant["1.weight"], theta["1.weight"], atol=1e-4)
+
+
 def test_same_seed_same_bytes(digits):
     def trained():
         ((theta,),) = train(models.cnn2(digits, 3), digits.x_train, digits.y_train, RECIPE, order, seed=4)
@@ -81,10 +100,22 @@ def noisy(task, seed):
     )
 
 
-def test_runs_that_start_at_their_point_equal_whole_runs_to_the_bit(digits, monkeypatch):
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_runs_that_start_at_their_point_equal_whole_runs_to_the_bit(digits, monkeypatch, schedule):
     def trained():
         model, order = models.get(noisy)(digits, 3), batch_order(6, Recipe(epochs=3, batch_size=1), 4)
-        return list(train(model, digits.x_train, digits.y_train, RECIPE, order, seed=4, without=points, keep=3))
+        return list(
+            train(
+                model,
+                digits.x_train,
+                digits.y_train,
+                replace(RECIPE, schedule=schedule),
+                order,
+                seed=4,
+                without=points,
+                keep=3,
+            )
+        )
 
     points = [None, 5, 0, 3, 1]
     shared = trained()
@@ -94,14 +125,16 @@ def test_runs_that_start_at_their_point_equal_whole_runs_to_the_bit(digits, monk
     assert len(shared) == 5 and len(shared[0]) == 3
 
 
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
 @pytest.mark.parametrize("model", ["cnn2", noisy], ids=["cnn2", "dropout"])
-def test_a_stack_trains_what_one_by_one_trains(digits, model):
+def test_a_stack_trains_what_one_by_one_trains(digits, model, schedule):
+    recipe = replace(RECIPE, schedule=schedule)
     task = replace(digits, x_train=digits.x_train.double(), x_test=digits.x_test.double())
     points, order = [None, 5, 0, 3], batch_order(6, RECIPE, 4)
     one_by_one, stack = (
         list(
             trainer(
-                models.get(model)(task, 3), task.x_train, task.y_train, RECIPE, order, seed=4, without=points, keep=2
+                models.get(model)(task, 3), task.x_train, task.y_train, recipe, order, seed=4, without=points, keep=2
             )
         )
         for trainer in (train, train_stack)
@@ -119,9 +152,11 @@ def test_a_stack_leaves_frozen_parameters_out(digits):
     assert set(theta) == {"0.bias", "3.weight", "3.bias"}
 
 
-@pytest.mark.parametrize("bad", [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0}, {"weight_decay": -1}], ids=str)
+@pytest.mark.parametrize(
+    "bad", [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0}, {"weight_decay": -1}, {"schedule": "step"}], ids=str
+)
 def test_impossible_recipes_are_refused(bad):
-    with pytest.raises(ValueError, match=f"{next(iter(bad))}: .* is not possible"):
+    with pytest.raises(ValueError, match=f"{next(iter(bad))}:? .* is not (possible|known)"):
         Recipe(**bad)
 
 

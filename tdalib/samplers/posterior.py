@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import nn
 
 from tdalib.data import Task
-from tdalib.training import Recipe, Theta
+from tdalib.training import EVAL_BATCH, Recipe, Theta
 
 GPU_STACK = 100  # retrainings trained at once on a GPU
 
@@ -106,6 +107,22 @@ class Posterior:
     def to(self, device: str) -> "Posterior":
         """The same posterior, sampled on `device` ("cpu" or "cuda")."""
         return replace(self, task=self.task.to(device))
+
+    def embedded(self) -> "Posterior":
+        """The same posterior with the frozen beginning of its network, its `embed` if it has one, computed once.
+
+        The points of its task are then what `embed` made of them.
+        """
+        task = self.task
+        model = self.model(task, self.members[0].init_seed).eval()
+        if not hasattr(model, "embed"):
+            return self
+        with torch.no_grad():
+            points = {
+                name: torch.cat([model.embed(part) for part in getattr(task, name).split(EVAL_BATCH)])
+                for name in ("x_train", "x_test")
+            }
+        return replace(self, task=replace(task, **points))
 
 
 def derive_seed(seed: int, member: int, role: int) -> int:

@@ -1,20 +1,11 @@
-"""Tasks: the images, labels and indices that everything else is a function of."""
+"""Tasks: the images, labels and indices that everything else is a function of; and your own arrays as one."""
 
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-
-ROOT = Path(__file__).resolve().parents[1]  # of the repository
-SHIPPED = {path.stem: path for path in sorted((Path(__file__).parent / "datasets").glob("*.npz"))}
-
-
-def resolve(path) -> Path:
-    """A path as users write it: `~` is their home, a relative one starts at the repository root."""
-    return ROOT / Path(path).expanduser()
 
 
 @dataclass(frozen=True)
@@ -63,42 +54,6 @@ class Task:
         return digest.hexdigest()
 
 
-def load(name: str, *, train_per_class: int, test_per_class: int, seed: int = 0) -> Task:
-    """A class-balanced, seeded subset of a shipped data set, or of your own `.npz` file.
-
-    Parameters
-    ----------
-    name : {"mnist3", "cifar10"} or path of an .npz file
-        A file needs the keys x_train, y_train, x_test, y_test, as `from_arrays` takes them, and may have classes,
-        train_index and test_index. A relative path starts at the repository root.
-    train_per_class, test_per_class : int
-    seed : int
-        Chooses the subset. With one seed, smaller subsets are contained in larger ones.
-
-    Raises
-    ------
-    ValueError
-        An unknown name, or more per class than there are.
-    """
-    arrays = _read(name)
-    for split in ("train", "test"):
-        _check_points(arrays[f"x_{split}"], f"x_{split}")
-        _check_labels(arrays[f"y_{split}"], len(arrays[f"x_{split}"]), f"y_{split}")
-    classes = _names(arrays.get("classes"), arrays["y_train"])
-    picked = {"classes": classes, "name": Path(name).stem}
-    for role, (split, per_class) in enumerate((("train", train_per_class), ("test", test_per_class))):
-        x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
-        index = _index(arrays.get(f"{split}_index"), len(x), f"{split}_index")
-        available = _count(y, classes, split).min()
-        if not 1 <= per_class <= available:
-            raise ValueError(f"{split}_per_class: {per_class} is not possible; {name} has 1 to {available} per class")
-        stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(role,)))
-        keep = [stream.permutation(np.flatnonzero(y == label))[:per_class] for label in range(len(classes))]
-        keep = np.concatenate([np.sort(positions) for positions in keep])
-        picked |= {f"x_{split}": x[keep], f"y_{split}": y[keep], f"{split}_index": index[keep]}
-    return from_arrays(**picked)
-
-
 def from_arrays(
     x_train, y_train, x_test, y_test, *, classes=None, train_index=None, test_index=None, name="arrays"
 ) -> Task:
@@ -123,44 +78,27 @@ def from_arrays(
     """
     x_train, y_train, x_test, y_test = map(np.asarray, (x_train, y_train, x_test, y_test))
     for x, y, split in ((x_train, y_train, "train"), (x_test, y_test, "test")):
-        _check_points(x, f"x_{split}")
-        _check_labels(y, len(x), f"y_{split}")
+        check_points(x, f"x_{split}")
+        check_labels(y, len(x), f"y_{split}")
     if x_train.shape[1:] != x_test.shape[1:] or x_train.dtype != x_test.dtype:
         train, test = (f"{x.dtype} of shape {x.shape[1:]}" for x in (x_train, x_test))
         raise ValueError(f"points of x_train are {train}, those of x_test are {test}; they must be alike")
-    classes = _names(classes, y_train)
-    _count(y_train, classes, "train")
+    classes = class_names(classes, y_train)
+    class_counts(y_train, classes, "train")
     _check_range(y_test, classes, "test")
     return Task(
         x_train=_floats(x_train),
         y_train=torch.as_tensor(y_train.astype(np.int64)),
         x_test=_floats(x_test),
         y_test=torch.as_tensor(y_test.astype(np.int64)),
-        train_index=_index(train_index, len(x_train), "train_index"),
-        test_index=_index(test_index, len(x_test), "test_index"),
+        train_index=positions(train_index, len(x_train), "train_index"),
+        test_index=positions(test_index, len(x_test), "test_index"),
         classes=classes,
         name=name,
     )
 
 
-def _read(name) -> dict[str, np.ndarray]:
-    path = SHIPPED.get(name, resolve(name))
-    if path.suffix != ".npz":
-        raise ValueError(f"dataset {name!r} is not known; choose from {', '.join(SHIPPED)} or give an .npz file")
-    if not path.is_file():
-        raise ValueError(f"dataset {name!r}: no file {path}; a relative path starts at the repository root")
-    try:
-        with np.load(path) as file:
-            arrays = dict(file)
-    except Exception:  # numpy raises what the damage makes it raise
-        raise ValueError(f"dataset {name!r} is no .npz file of plain arrays; np.savez writes one") from None
-    missing = {"x_train", "y_train", "x_test", "y_test"} - set(arrays)
-    if missing:
-        raise ValueError(f"{name} has no {', '.join(sorted(missing))}; it needs x_train, y_train, x_test and y_test")
-    return arrays
-
-
-def _check_points(x, key):
+def check_points(x, key):
     if x.ndim < 2 or len(x) == 0:
         raise ValueError(f"{key} has shape {x.shape}; it needs at least one point and one feature axis")
     if x.dtype == np.uint8:
@@ -172,14 +110,14 @@ def _check_points(x, key):
         raise ValueError(f"{key}[{bad[0]}] has a value that is not finite; every value must be a number")
 
 
-def _check_labels(y, count, key):
+def check_labels(y, count, key):
     if y.shape != (count,):
         raise ValueError(f"{key} has shape {y.shape}; it needs one label for each of {count} points")
     if y.dtype.kind not in "iu" or y.min() < 0:
         raise ValueError(f"{key} must hold whole numbers, 0 for the first class")
 
 
-def _names(classes, labels) -> tuple[str, ...]:
+def class_names(classes, labels) -> tuple[str, ...]:
     count = int(labels.max()) + 1
     if count > len(labels):
         raise ValueError(
@@ -193,7 +131,7 @@ def _check_range(labels, classes, split):
         raise ValueError(f"y_{split} has the label {labels.max()}; the classes are 0 to {len(classes) - 1}")
 
 
-def _count(labels, classes, split) -> np.ndarray:
+def class_counts(labels, classes, split) -> np.ndarray:
     """Points per class; none may be empty."""
     _check_range(labels, classes, split)
     counts = np.bincount(labels, minlength=len(classes))
@@ -211,7 +149,7 @@ def _floats(x) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x  # the faster layout on CPUs
 
 
-def _index(index, count, key) -> np.ndarray:
+def positions(index, count, key) -> np.ndarray:
     index = np.arange(count) if index is None else np.asarray(index)
     if index.shape != (count,) or index.dtype.kind not in "iu":
         raise ValueError(f"{key} must hold one whole number for each of {count} points")
