@@ -1,7 +1,6 @@
 """From a posterior to a labelled array of τ draws: what is asked for, checked before any work starts."""
 
 from dataclasses import asdict, replace
-from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -109,13 +108,9 @@ def _known(methods, options: dict | None) -> tuple[dict, dict]:
 
 
 def describe(posterior: Posterior, options: dict[str, dict]) -> dict:
-    """What a result depends on, for one made without a params file; a model is known by its initial weights."""
-    weights = sha256()
-    for name, value in posterior.model(posterior.task, posterior.members[0].init_seed).state_dict().items():
-        weights.update(name.encode() + np.ascontiguousarray(value).tobytes())
+    """What a result depends on beside its data and model, for one made without a params file."""
     return {
         "dataset": posterior.task.name,
-        "model": weights.hexdigest(),
         "sampler": posterior.run.__name__,
         "seeds": [[m.init_seed, m.batch_seed] for m in posterior.members],
         "checkpoints": posterior.checkpoints,

@@ -37,11 +37,16 @@ def main(arguments=None) -> int:
     parser.add_argument("params", nargs="+", type=Path, help="a YAML file that holds what differs from the defaults")
     parser.add_argument("--repair", action="store_true", help="compute damaged chunks of the store again")
     asked = parser.parse_args(arguments)
-    ready, outcomes = _check(asked.params)
+    try:
+        ready, outcomes = _check(asked.params)
+    except KeyboardInterrupt:
+        print("interrupted while the params were checked; nothing was run", file=sys.stderr)
+        return INTERRUPTED
     for path, params in ready.items():
         start = perf_counter()
         code, said = _execute(path, params, asked.repair)
-        outcomes[path] = Outcome(code, said, (perf_counter() - start) / 60, params.path)
+        where = "" if params.plan_only else params.path
+        outcomes[path] = Outcome(code, said, (perf_counter() - start) / 60, where)
         print(f"{path}: {said}", file=sys.stderr if code else sys.stdout, flush=True)
         if code == INTERRUPTED:
             break
@@ -51,6 +56,8 @@ def main(arguments=None) -> int:
 
 
 class Outcome(NamedTuple):
+    """What became of one params file: the exit code, what there is to say, and the store that was written."""
+
     code: int
     said: str
     minutes: float = 0.0
@@ -66,7 +73,7 @@ def _check(paths: list[Path]) -> tuple[dict[Path, Params], dict[Path, Outcome]]:
             ready[path].check()
         except Exception as error:  # a model or an attributor of one's own can raise anything
             ready.pop(path, None)
-            outcomes[path] = Outcome(WRONG, " ".join(str(error).split()))
+            outcomes[path] = Outcome(WRONG, " ".join(str(error).split()) or repr(error))
     for path, other in permutations(ready, 2):
         if ready[path].path == ready[other].path:
             outcomes[path] = Outcome(WRONG, f"store {ready[path].path} is that of {other} too; choose another")
@@ -85,23 +92,25 @@ def _execute(path: Path, params: Params, repair: bool) -> tuple[int, str]:
                 print(f"{path}: chunk {name} was damaged and is computed again")
     except (ValueError, OSError) as error:
         return WRONG, str(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED, "interrupted before it began"
     try:
         return 0, run(params)
     except KeyboardInterrupt:
         return INTERRUPTED, "interrupted; the same command goes on from here"
     except Exception as error:  # whatever a notebook can raise
         reason = (str(error).strip() or repr(error)).splitlines()[-1]
-        return BROKE, f"{reason}; see {params.path.with_suffix('.ipynb')}"
+        return BROKE, reason if params.plan_only else f"{reason}; see {params.path.with_suffix('.ipynb')}"
 
 
 def _report(paths: list[Path], outcomes: dict[Path, Outcome]) -> None:
     """What ran, how long it took and where it lies; then again what failed."""
     words = {0: "done", BROKE: "failed", WRONG: "refused", INTERRUPTED: "interrupted"}
-    rows = {
-        str(path): (words[outcome.code], f"{outcome.minutes:.1f}", outcome.store)
-        for path, outcome in ((path, outcomes[path]) for path in paths if path in outcomes)
-    }
-    rows |= {str(path): ("not started", "", "") for path in paths if path not in outcomes}
+    rows = {}
+    for path in paths:
+        code, said, minutes, where = outcomes.get(path, (None, "", 0, ""))
+        word = "planned" if said.startswith("planned") else words.get(code, "not started")
+        rows[str(path)] = word, f"{minutes:.1f}", where
     print(pd.DataFrame.from_dict(rows, orient="index", columns=["outcome", "minutes", "store"]).to_string(), flush=True)
     for path, outcome in outcomes.items():
         if outcome.code:

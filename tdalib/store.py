@@ -69,12 +69,13 @@ def template(posterior, methods: dict, params: dict) -> xr.Dataset:
         "method": ("method", np.array(list(methods), dtype=object)),
     }
     units = {name: method.unit for name, method in methods.items()}
-    packages = ("torch", "numpy", "scipy", "xarray", "zarr")
+    packages = ("torch", "torchvision", "transformers", "peft", "numpy", "scipy", "xarray", "zarr")
     attrs = {
         "sign": SIGN,
         "units": json.dumps(units),
         "params": json.dumps(params, sort_keys=True),
         "data_sha256": task.fingerprint(),
+        "model_sha256": posterior.fingerprint(),
         "versions": json.dumps({"tdalib": version("tdalib")} | {name: version(name) for name in packages}),
         "git_revision": _revision(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -172,6 +173,8 @@ def check(path: Path, empty: xr.Dataset) -> None:
             raise ValueError(f"store {path} was made with {key}: {was}, not {now}; choose another store")
     if empty.attrs["data_sha256"] != made["data_sha256"]:
         raise ValueError(f"store {path} was made with other images or labels; choose another store")
+    if empty.attrs["model_sha256"] != made["model_sha256"]:
+        raise ValueError(f"store {path} was made with another model or backbone; choose another store")
 
 
 def open_result(path) -> xr.Dataset:

@@ -88,6 +88,8 @@ def test_folder_of_class_folders_is_divided(pictures):
     assert again.fingerprint() == task.fingerprint()
     larger = data.from_folder(pictures, train_per_class=4, **asked)
     assert set(task.train_index) < set(larger.train_index) and set(task.test_index) == set(larger.test_index)
+    other = data.from_folder(pictures, train_per_class=3, **asked | {"test_per_class": 3})
+    assert (task.train_index == other.train_index).all() and set(task.test_index) < set(other.test_index)
 
 
 def test_folder_with_a_train_and_a_test_folder(pictures, tmp_path):
@@ -98,6 +100,32 @@ def test_folder_with_a_train_and_a_test_folder(pictures, tmp_path):
     task = data.from_folder(tmp_path, train_per_class=6, test_per_class=1, size=8)
     assert task.x_train.shape == (12, 3, 8, 8) and (task.test_index == [0, 1]).all()
     assert (task.x_test[:, 0] > 0.9).all() and (task.x_train[:, 0] < 0.9).all()
+
+
+def test_class_folders_may_be_nested_and_pictures_are_turned_upright(pictures):
+    (pictures / "cat" / "2020").mkdir()
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned a quarter
+    lying = Image.new("RGB", (20, 10))
+    lying.paste((255, 255, 255), (0, 0, 10, 10))
+    for k in range(6):
+        (pictures / "cat" / f"{k}.png").unlink()
+        lying.save(pictures / "cat" / "2020" / f"{k}.png", exif=exif)
+    task = data.from_folder(pictures, train_per_class=1, test_per_class=1, size=10)
+    assert task.classes == ("cat", "dog")
+    upper, lower = task.x_train[0].split(5, dim=1)
+    assert upper.mean() > 0.9 and lower.mean() < -0.9
+
+
+def test_folders_for_other_splits_are_refused(pictures):
+    for split, names in (("train", ("cat", "dog")), ("val", ("cat", "dog"))):
+        for name in names:
+            picture(pictures / "photos" / split / name / "a.png")
+    with pytest.raises(ValueError, match="has a folder train but no folder test"):
+        data.from_folder(pictures / "photos", train_per_class=1, test_per_class=1)
+    picture(pictures / "photos" / "test" / "dog" / "a.png")
+    with pytest.raises(ValueError, match="same class folders; they differ in cat"):
+        data.from_folder(pictures / "photos", train_per_class=1, test_per_class=1)
 
 
 def test_a_picture_is_cut_out_of_the_middle(tmp_path):
@@ -118,13 +146,17 @@ def test_bad_folders_are_refused(pictures):
 
     with pytest.raises(ValueError, match="train_per_class: 5 is not possible; .* has 1 to 4 per class"):
         read(train_per_class=5)
-    with pytest.raises(ValueError, match="test_per_class: 7 is not possible; .* has 1 to 6 per class"):
-        read(test_per_class=7)
+    with pytest.raises(ValueError, match="train_per_class: 4 is not possible; .* has none left per class"):
+        read(test_per_class=6)
     with pytest.raises(ValueError, match="size: 24 is not possible; it must be at least 1, and resize no less"):
         read(size=24, resize=20)
-    (pictures / "dog" / "1.jpg").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"dog/1.jpg cannot be read as an image"):
-        read()
+    for spoil in (
+        lambda path: path.write_bytes(b"no picture"),
+        lambda path: Image.new("I;16", (9, 9)).save(path, format="PNG"),
+    ):
+        spoil(pictures / "dog" / "1.jpg")
+        with pytest.raises(ValueError, match=r"dog/1.jpg cannot be read as an image"):
+            read()
     (pictures / "empty").mkdir()
     with pytest.raises(ValueError, match="empty"):
         read()
@@ -140,6 +172,7 @@ def test_full_set_of_torchvision_from_its_files(tmp_path, monkeypatch):
         (raw / f"{split}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + count.to_bytes(4) + labels.tobytes())
         shape = b"".join(size.to_bytes(4) for size in (count, 28, 28))
         (raw / f"{split}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + shape + images[:count].tobytes())
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("it fetches"))
     task = data.load("MNIST", train_per_class=3, test_per_class=2, root=str(tmp_path))
     assert task.x_train.shape == (30, 1, 28, 28) and len(task.classes) == 10
     torch.testing.assert_close(task.x_train[4, 0], torch.from_numpy(images[task.train_index[4]]) / 127.5 - 1)

@@ -242,7 +242,7 @@ def test_models_are_told_apart_and_too_few_outputs_refused(blobs, tmp_path):
     small, large, narrow = (deep_ensemble(m, blobs, Recipe(epochs=1), members=1, checkpoints=1) for m in
                             (flat(2), flat(5), flat(2, outputs=2)))  # fmt: skip
     attribute(small, ["gd"], path=tmp_path / "a.zarr", workers=1)
-    with pytest.raises(ValueError, match="made with model"):
+    with pytest.raises(ValueError, match="made with another model or backbone"):
         attribute(large, ["gd"], path=tmp_path / "a.zarr")
     with pytest.raises(ValueError, match="the model has 2 outputs; 3 classes need at least as many"):
         attribute(narrow, ["gd"])

@@ -39,7 +39,9 @@ def test_cnn3_is_the_papers(name, paddings, parameters):
 
 def test_mlp_has_the_depth_width_and_skips_asked_for(digits):
     plain, skipping = (models.get("mlp", depth=3, width=16, skip=skip)(digits, 0) for skip in (False, True))
-    assert models.parameters(plain) == f"{784 * 16 + 16 + 2 * (16 * 16 + 16) + 16 * 3 + 3:,} parameters, all trained"
+    assert (
+        models.parameter_count(plain) == f"{784 * 16 + 16 + 2 * (16 * 16 + 16) + 16 * 3 + 3:,} parameters, all trained"
+    )
     x = plain[:3](digits.x_train)  # the first hidden layer, the same in both
     torch.testing.assert_close(skipping[:3](digits.x_train), x)
     torch.testing.assert_close(skipping[3](x), x + plain[3](x))

@@ -39,7 +39,10 @@ def write(path, **values):
         ({"dataset_options": "{size: 64}"}, "dataset_options: mnist3 has no option 'size'; it has none"),
         ({"schedule": "cosine"}, "schedule: 'cosine' is not possible; input should be 'constant' or 'linear'"),
         ({"model": "mlp", "model_options": "{depth: 0}"}, "mlp: depth 0 is not possible; it must be at least 1"),
-        ({"model": "vit_lora", "model_options": "{backbone: ./no/such}"}, "backbone './no/such' is no folder here"),
+        (
+            {"model": "vit_lora", "model_options": "{backbone: ./no/such}"},
+            "backbone './no/such' is no folder, nor to be had",
+        ),
         ({"model_options": "{width: 3}"}, "model_options: cnn2 has no option 'width'; it has none"),
         ({"weight_decay": 0}, "if: damping 0.0 is not possible"),
         ({"learning_rate": "fast"}, "learning_rate: 'fast' is not possible"),
@@ -127,7 +130,7 @@ def test_of_many_runs_one_that_fails_does_not_stop_the_rest(tmp_path, capfd):
     assert run.main([str(path) for path in paths]) == 2
     out, err = capfd.readouterr()
     table = out[out.index(" outcome") :]
-    for name, outcome in (("diverges", "failed"), ("typo", "refused"), ("good", "done"), ("planned", "done")):
+    for name, outcome in (("diverges", "failed"), ("typo", "refused"), ("good", "done"), ("planned", "planned")):
         (line,) = (line for line in table.splitlines() if f"{name}.yaml" in line)
         assert outcome in line
     assert str(tmp_path / "good.zarr") in table
@@ -135,3 +138,21 @@ def test_of_many_runs_one_that_fails_does_not_stop_the_rest(tmp_path, capfd):
     assert any("typo.yaml: unknown key" in line for line in end) and any("not finite" in line for line in end)
     assert (tmp_path / "good.zarr").exists() and not (tmp_path / "typo.zarr").exists()
     assert not (tmp_path / "planned.zarr").exists()
+
+
+def test_an_interrupted_run_ends_the_command(tmp_path, capsys, monkeypatch):
+    paths = [
+        write(tmp_path / f"{k}.yaml", **TINY | {"store": tmp_path / f"{k}.zarr", "methods": "[gd]"}) for k in "abc"
+    ]
+
+    def interrupted_at_b(params):
+        if params.path.stem == "b":
+            raise KeyboardInterrupt
+        return "done, see there"
+
+    monkeypatch.setattr(run, "run", interrupted_at_b)
+    assert run.main([str(path) for path in paths]) == 130
+    out, err = capsys.readouterr()
+    for line, outcome in zip(out.splitlines()[-3:], ("done", "interrupted", "not started"), strict=True):
+        assert f" {outcome} " in line
+    assert "the same command goes on from here" in err

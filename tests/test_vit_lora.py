@@ -1,5 +1,7 @@
 """ViT + LoRA: what is frozen, what is trained, and backbones of one's own."""
 
+import json
+import shutil
 import sys
 
 import numpy as np
@@ -7,11 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torchvision.transforms.v2 import functional
+from torchvision.transforms.v2.functional import resize
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from tdalib import Recipe, attributors, data, deep_ensemble, experiment, models
 from tdalib.attributors.gradients import inner, loss_gradients, pairwise
-from tdalib.models.vit_lora import SHIPPED, LoraViT
+from tdalib.models.vit_lora import SHIPPED
 from tdalib.training import batch_order, losses, train
 
 RECIPE = Recipe(epochs=3, batch_size=4, schedule="linear")
@@ -31,7 +35,9 @@ def saved(tmp_path_factory):
         num_labels=7,
         hidden_dropout_prob=0.2,
     )
-    ViTForImageClassification(config).save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ViTForImageClassification(config).save_pretrained(folder)
     processor = ViTImageProcessor(
         size={"height": 48, "width": 48}, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4]
     )
@@ -68,9 +74,12 @@ def test_before_training_it_is_the_backbone(digits, lora):
         [Image.fromarray(np.uint8((x[0] + 1) * 127.5 + 0.5)).convert("RGB") for x in digits.x_test], return_tensors="pt"
     )["pixel_values"]
     with torch.no_grad():
-        ours, theirs = model(digits.x_test), plain(pixels).logits
+        tokens, expected = model.frozen_beginning(digits.x_test), plain.vit.embeddings(pixels)
+        byte = plain.vit.embeddings(pixels + 1 / 255 / model.std) - expected  # the processor rounds what it resized
+        ours, theirs = model(pixels * model.std * 2 + (model.mean - 0.5) * 2), plain(pixels).logits
+    assert (tokens - expected).abs().max() < 2 * byte.abs().max()
     assert ours.shape == (6, 3)
-    torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=5e-3)  # the processor rounds resized images to bytes
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @both
@@ -92,6 +101,26 @@ def test_adapters_on_query_and_value_and_the_classifier_are_all_that_is_trained(
     ]
     width = theta[rest[0]].shape[1]
     assert all(p.shape in ((16, width), (width, 16)) for name, p in theta.items() if "lora_" in name)
+
+
+def test_adapters_add_their_product_times_alpha_over_rank(digits):
+    model = models.vit_lora(digits, 0).eval()
+    theta = shaken(model)
+    plain = ViTForImageClassification.from_pretrained(SHIPPED).eval()
+    plain.classifier = torch.nn.Linear(128, 3)
+    merged = dict(plain.named_parameters())
+    for name, a in theta.items():
+        if "lora_A" in name:
+            target = name.removeprefix("peft.base_model.model.").replace(".lora_A.default", "")
+            merged[target] = merged[target] + theta[name.replace("lora_A", "lora_B")] @ a * 16 / 16
+        elif "classifier" in name:
+            merged[f"classifier.{name.rpartition('.')[2]}"] = theta[name]
+    images = digits.x_test.expand(-1, 3, -1, -1)
+    pixels = resize(images, [32, 32], antialias=True)
+    with torch.no_grad():
+        expected = torch.func.functional_call(plain, merged, (pixels,)).logits
+        ours = torch.func.functional_call(model, theta, (digits.x_test,))
+    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
 
 
 @both
@@ -136,14 +165,44 @@ def test_dropout_is_active_in_training_alone(digits):
 
 def test_the_frozen_beginning_is_computed_once(digits, monkeypatch):
     seen = []
-    embed = LoraViT.embed
-    monkeypatch.setattr(LoraViT, "embed", lambda self, images: seen.append(len(images)) or embed(self, images))
+    resize = functional.resize
+    monkeypatch.setattr(
+        functional, "resize", lambda x, *rest, **options: seen.append(len(x)) or resize(x, *rest, **options)
+    )
     posterior = deep_ensemble("vit_lora", digits, RECIPE, members=2, checkpoints=1)
     result = experiment.attribute(posterior, sorted(attributors.METHODS), scheduler=None, workers=1)
-    assert sum(seen) == len(digits.x_train) + len(digits.x_test)
+    assert sum(seen) == 1 + len(digits.x_train) + len(digits.x_test)  # one to see that it is frozen
     (draw,) = posterior.draws(1)
     gd = attributors.grad_dot(draw, digits)  # on images
     np.testing.assert_allclose(result.tau.sel({"method": "gd"})[1], gd, rtol=1e-3, atol=1e-4 * gd.abs().max())
+
+
+def test_a_name_on_the_hub_takes_the_same_path(digits, saved, monkeypatch):
+    asked = []
+
+    def cached(repo_id, allow_patterns, local_files_only=False):
+        asked.append((repo_id, local_files_only))
+        return str(saved)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", cached)
+    ours = models.vit_lora(digits, 0, backbone="google/vit-base-patch16-224-in21k").state_dict()
+    folder = models.vit_lora(digits, 0, backbone=str(saved)).state_dict()
+    assert all(torch.equal(ours[name], folder[name]) for name in folder)
+    assert asked == [("google/vit-base-patch16-224-in21k", True)]
+
+
+def test_a_beginning_that_is_trained_is_not_frozen(digits):
+    class Trained(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.frozen_beginning, self.rest = torch.nn.Linear(28, 28), torch.nn.Linear(784, 3)
+
+        def forward(self, x):
+            return self.rest(self.frozen_beginning(x).flatten(1))
+
+    posterior = deep_ensemble(lambda task, seed: Trained(), digits, RECIPE, members=1, checkpoints=1)
+    with pytest.raises(ValueError, match="frozen_beginning has parameters that are trained"):
+        experiment.attribute(posterior, "gd")
 
 
 def test_seeds_decide_adapters_and_classifier_but_not_the_backbone(digits):
@@ -163,16 +222,32 @@ def test_the_shipped_backbone_is_small():
     }
 
 
-def test_refusals(digits, blobs, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_refusals(digits, blobs, saved, tmp_path, monkeypatch):
+    def not_there(repo_id, allow_patterns, local_files_only=False):
+        raise OSError("no\nnetwork")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", not_there)
     (tmp_path / "config.json").write_text("{}")
+    shutil.copytree(saved, tmp_path / "deit")
+    config = json.loads((saved / "config.json").read_text())
+    (tmp_path / "deit" / "config.json").write_text(json.dumps(config | {"model_type": "deit"}))
+    shutil.copytree(saved, tmp_path / "deeper")
+    (tmp_path / "deeper" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    shutil.copytree(saved, tmp_path / "edge")
+    (tmp_path / "edge" / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "ViTImageProcessor", "size": {"shortest_edge": 48}})
+    )
     for backbone, message in (
-        (str(tmp_path / "nowhere"), "is no folder here and not to be had from the hub"),
+        ("google/vit", "'google/vit' is no folder, nor to be had from the hub: no network"),
         (str(tmp_path), "is no ViT with its processor"),
+        (str(tmp_path / "deit"), "is no whole ViT: it is of type deit"),
+        (str(tmp_path / "deeper"), "is no whole ViT: it is of type vit, lacks vit.layers.2"),
+        (str(tmp_path / "edge"), "must resize to a height and a width"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=message) as raised:
             models.vit_lora(digits, 0, backbone=backbone)
+        assert "\n" not in str(raised.value)
     with pytest.raises(ValueError, match="vit_lora needs images"):
         models.vit_lora(blobs, 0)
-    with pytest.raises(ValueError, match="vit_lora needs images of 1 or 3 channels; the task has 2"):
+    with pytest.raises(ValueError, match="needs images .n, 1 or 3 channels, height, width.; the task has .2, 2, 8, 8."):
         models.vit_lora(data.from_arrays(np.ones((2, 2, 8, 8)), [0, 1], np.ones((1, 2, 8, 8)), [0]), 0)

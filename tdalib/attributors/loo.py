@@ -29,8 +29,8 @@ def leave_one_out(
     protocol : {"retrain", "continue"}
         "retrain": the sampler runs the member again with the weight of z_j set to 0 and every random number as it
         was (common random numbers); one retraining serves all checkpoints. "continue": the released research code's
-        protocol, which trains on from each finished checkpoint for the recipe's epochs without z_j, so that drift of
-        the longer training is mixed in, at the price of one training per checkpoint.
+        protocol, which trains on from each finished checkpoint for the recipe's epochs without z_j, its schedule from
+        the start, so that drift of the longer training is mixed in, at the price of one training per checkpoint.
 
     Source: Nguyen et al. 2023, arXiv:2305.19765, equation 1.
     """

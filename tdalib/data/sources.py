@@ -46,7 +46,7 @@ def loader(name: str) -> Callable[..., Task]:
         return from_torchvision
     if name in SHIPPED or resolve(name).suffix == ".npz":
         return from_file
-    if resolve(name).is_dir():
+    if name and resolve(name).is_dir():
         return from_folder
     raise ValueError(
         f"dataset {name!r} is not known; choose from {', '.join(SHIPPED)}, {', '.join(TORCHVISION)} (of torchvision), "
@@ -125,29 +125,45 @@ def from_folder(
     """
     if not 1 <= size <= (resize or size):
         raise ValueError(f"size: {size} is not possible; it must be at least 1, and resize no less")
-    folder, divided = resolve(path), all((resolve(path) / split).is_dir() for split in ("train", "test"))
-    samples = {split: _samples(folder / split if divided else folder) for split in ("train", "test")}
-    classes = tuple(dict.fromkeys(Path(file).parent.name for file, _ in samples["train"]))
-    if {Path(file).parent.name for file, _ in samples["test"]} - set(classes):
-        raise ValueError(f"{folder / 'test'} has other classes than {folder / 'train'}, {', '.join(classes)}")
-    picked, taken = {"name": folder.name, "classes": classes}, np.array([], int)
-    for split, per_class in (("test", test_per_class), ("train", train_per_class)):
-        y = np.array([label for _, label in samples[split]])
-        keep = _choose(y, classes, per_class, seed, split, path, taken)
-        taken = taken if divided else keep
-        images = np.stack([_image(samples[split][k][0], size, resize or size) for k in keep])
-        picked |= {f"x_{split}": images, f"y_{split}": y[keep], f"{split}_index": keep}
-    return from_arrays(**picked)
+    folder = resolve(path)
+    divided = (folder / "train").is_dir()
+    if divided and not (folder / "test").is_dir():
+        raise ValueError(f"{folder} has a folder train but no folder test; it needs both, or class folders alone")
+    (samples, classes), (of_test, same) = (
+        _samples(folder / split if divided else folder) for split in ("train", "test")
+    )
+    if classes != same:
+        differ = ", ".join(sorted(set(classes) ^ set(same)))
+        raise ValueError(f"{folder}: train and test must have the same class folders; they differ in {differ}")
+    labels, labels_of_test = (np.array([label for _, label in files]) for files in (samples, of_test))
+    apart = {} if divided else {"order": "train", "beside": test_per_class}
+    train = _choose(labels, classes, train_per_class, seed, "train", path, **apart)
+    test = _choose(labels_of_test, classes, test_per_class, seed, "test", path, **apart | {"beside": 0})
+    return from_arrays(
+        np.stack([_image(samples[k][0], size, resize or size) for k in train]),
+        labels[train],
+        np.stack([_image(of_test[k][0], size, resize or size) for k in test]),
+        labels_of_test[test],
+        classes=classes,
+        train_index=train,
+        test_index=test,
+        name=folder.name,
+    )
 
 
-def _choose(labels, classes, per_class: int, seed: int, split: str, name, taken=()) -> np.ndarray:
-    """Positions of `per_class` points of each class, class by class, none of them `taken`."""
-    available = class_counts(labels, classes, split).min() - len(taken) // len(classes)
+def _choose(labels, classes, per_class: int, seed: int, split: str, name, order=None, beside: int = 0) -> np.ndarray:
+    """Positions of `per_class` points of each class, class by class: the first of a random order, that of the split.
+
+    With `beside`, where so many of the first are in use already: the last.
+    """
+    available = class_counts(labels, classes, split).min() - beside
     if not 1 <= per_class <= available:
-        raise ValueError(f"{split}_per_class: {per_class} is not possible; {name} has 1 to {available} per class")
-    stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(("train", "test").index(split),)))
-    free = [np.setdiff1d(np.flatnonzero(labels == label), taken) for label in range(len(classes))]
-    return np.concatenate([np.sort(stream.permutation(own)[:per_class]) for own in free])
+        among = f"1 to {available}" if available > 0 else "none left"
+        raise ValueError(f"{split}_per_class: {per_class} is not possible; {name} has {among} per class")
+    stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(("train", "test").index(order or split),)))
+    random = [stream.permutation(np.flatnonzero(labels == label)) for label in range(len(classes))]
+    chosen = slice(-1, -per_class - 1, -1) if beside else slice(per_class)
+    return np.concatenate([np.sort(positions[chosen]) for positions in random])
 
 
 def _read(name) -> dict[str, np.ndarray]:
@@ -165,23 +181,27 @@ def _read(name) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _samples(folder: Path) -> list[tuple[str, int]]:
-    """(file, label) of every image."""
+def _samples(folder: Path) -> tuple[list[tuple[str, int]], list[str]]:
+    """(file, label) of every image, and the names of the classes."""
     from torchvision.datasets import ImageFolder
 
     try:
-        return ImageFolder(folder).samples
+        images = ImageFolder(folder)
     except FileNotFoundError as error:  # no class folder, or one without images
         raise ValueError(f"{folder}: {' '.join(str(error).split())}") from None
+    return images.samples, images.classes
 
 
 def _image(file: str, size: int, resized: int) -> np.ndarray:
-    """An image with its shorter side resized and its middle cut out, (size, size, 3), uint8."""
-    from PIL import Image
+    """An image the right way up, its shorter side resized and its middle cut out, (size, size, 3), uint8."""
+    from PIL import Image, ImageOps
     from torchvision.transforms.v2.functional import center_crop, resize
 
     try:
         with Image.open(file) as image:
-            return np.asarray(center_crop(resize(image.convert("RGB"), [resized]), [size]))
-    except OSError as error:
+            if image.mode[0] in "IF":
+                raise ValueError(f"its pixels are of mode {image.mode}; convert it to 8 bits a channel")
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            return np.asarray(center_crop(resize(upright, [resized]), [size]))
+    except Exception as error:  # PIL raises what the damage makes it raise
         raise ValueError(f"{file} cannot be read as an image: {error}") from None

@@ -18,8 +18,8 @@ def register(name: str):
     initialisation is enough: the same seed gives the same weights and the caller's random state is untouched.
 
     Parameters that do not require gradients stay as they are, and attribution is over the others. A module whose frozen
-    part comes first can name it by a method `embed(images)`, and a `forward` that takes what `embed` gives as well as
-    images: that part is then computed once for all trainings and attributions.
+    part comes first can name it by a method `frozen_beginning(x)`, which gives back what it once gave as it is and does
+    not depend on the seed: it is then computed once for all trainings and attributions, and `forward` gets the result.
     """
 
     def decorate(function):
@@ -61,7 +61,8 @@ def get(name: str | Callable, **options) -> Callable[[Task, int], nn.Module]:
     return partial(MODELS[name], **options) if options else MODELS[name]
 
 
-def parameters(model: nn.Module) -> str:
-    """How many parameters a model has, in words."""
-    count, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or all) for all in (True, False))
+def parameter_count(model: nn.Module) -> str:
+    """How many parameters a model has, and how many of them are trained, in words."""
+    count = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return f"{count:,} parameters, {'all' if trained == count else f'{trained:,}'} trained"

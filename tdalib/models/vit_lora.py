@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import resize
 
 from tdalib.data import Task, resolve
 from tdalib.models.registry import register
@@ -38,18 +37,17 @@ def vit_lora(task: Task, seed: int, *, backbone: str | None = None) -> nn.Module
     Source: Hu et al. 2021, arXiv:2106.09685; Dosovitskiy et al. 2020, arXiv:2010.11929; settings of Nguyen et al. 2023,
     arXiv:2305.19765, appendix.
     """
-    if task.x_train.ndim not in (3, 4):  # embedded or not
-        raise ValueError(
-            f"vit_lora needs images (n, channels, height, width); the task has {tuple(task.x_train.shape)}"
-        )
-    if task.x_train.ndim == 4 and task.x_train.shape[1] not in (1, 3):
-        raise ValueError(f"vit_lora needs images of 1 or 3 channels; the task has {task.x_train.shape[1]}")
     vit, processor = _pretrained(backbone, len(task.classes))
+    channels, width = (*task.x_train.shape, 0)[1], task.x_train.shape[-1]
+    embedded = task.x_train.ndim == 3 and width == vit.config.hidden_size
+    if not embedded and (task.x_train.ndim != 4 or channels not in (1, 3)):
+        shape = tuple(task.x_train.shape)
+        raise ValueError(f"vit_lora needs images (n, 1 or 3 channels, height, width); the task has {shape}")
     return LoraViT(vit, processor)
 
 
 class LoraViT(nn.Module):
-    """A `ViTForImageClassification` with adapters, from images, or from what `embed` made of them, to logits."""
+    """A `ViTForImageClassification` with adapters: images, or what `frozen_beginning` made of them, to logits."""
 
     def __init__(self, vit: nn.Module, processor):
         from peft import LoraConfig, get_peft_model
@@ -62,19 +60,24 @@ class LoraViT(nn.Module):
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that it is giving up
             self.peft = get_peft_model(vit, config)
         self.size, self.interpolation = [processor.size["height"], processor.size["width"]], processor.resample
-        self.mean, self.std = processor.image_mean, processor.image_std
+        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
 
-    def embed(self, images: Tensor) -> Tensor:
-        """The frozen beginning: (n, channels, height, width) → class token and patches, (n, 1 + patches, width)."""
-        images = images.expand(-1, 3, -1, -1)
-        if list(images.shape[2:]) != self.size:
-            images = resize(images, self.size, self.interpolation, antialias=True)
-        mean, std = (images.new_tensor(value)[:, None, None] for value in (self.mean, self.std))
-        return self.peft.base_model.model.vit.embeddings((images / 2 + 0.5 - mean) / std)
+    def frozen_beginning(self, x: Tensor) -> Tensor:
+        """Images (n, channels, height, width) → class token and patches, (n, 1 + patches, width); those stay so."""
+        from torchvision.transforms.v2.functional import resize
+
+        if x.ndim == 3:
+            return x
+        x = x.expand(-1, 3, -1, -1)
+        if list(x.shape[2:]) != self.size:
+            x = resize(x, self.size, self.interpolation, antialias=True)
+        return self.peft.base_model.model.vit.embeddings((x / 2 + 0.5 - self.mean) / self.std)
 
     def forward(self, x: Tensor) -> Tensor:
         vit = self.peft.base_model.model.vit
-        tokens = self.embed(x) if x.ndim == 4 else x
+        tokens = self.frozen_beginning(x)
         for block in vit.layers:
             tokens = block(tokens)
         return self.peft.base_model.model.classifier(vit.layernorm(tokens[:, 0]))
@@ -82,7 +85,7 @@ class LoraViT(nn.Module):
 
 def _pretrained(backbone: str | None, classes: int):
     """The backbone with a new classifier, and its processor."""
-    from transformers import ViTForImageClassification, ViTImageProcessor
+    from transformers import AutoConfig, ViTForImageClassification, ViTImageProcessor
     from transformers.utils import logging
 
     folder = _folder(backbone)
@@ -94,13 +97,22 @@ def _pretrained(backbone: str | None, classes: int):
             processor = ViTImageProcessor.from_pretrained(folder)
             no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # LoRA's alone
             options = {"use_safetensors": True, "attn_implementation": "eager"}  # which vmap can batch
-            vit = ViTForImageClassification.from_pretrained(folder, **options, **no_dropout)
+            kind = AutoConfig.from_pretrained(folder).model_type
+            vit, loaded = ViTForImageClassification.from_pretrained(
+                folder, output_loading_info=True, **options, **no_dropout
+            )
     except Exception as error:  # transformers and safetensors raise what the content makes them raise
-        raise ValueError(f"backbone {backbone!r} is no ViT with its processor: {error}") from None
+        raise ValueError(f"backbone {backbone!r} is no ViT with its processor: {_line(error)}") from None
     finally:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+    missing = [key for key in loaded["missing_keys"] if not key.startswith("classifier.")]
+    if kind != "vit" or missing:
+        lacks = f", lacks {missing[0]}" if missing else ""
+        raise ValueError(f"backbone {backbone!r} is no whole ViT: it is of type {kind}{lacks}")
+    if not {"height", "width"} <= {key for key, value in dict(processor.size).items() if value}:
+        raise ValueError(f"backbone {backbone!r}: its processor must resize to a height and a width")
     vit.classifier = nn.Linear(vit.config.hidden_size, classes)
     nn.init.trunc_normal_(vit.classifier.weight, std=vit.config.initializer_range)
     nn.init.zeros_(vit.classifier.bias)
@@ -108,14 +120,22 @@ def _pretrained(backbone: str | None, classes: int):
 
 
 def _folder(backbone: str | None) -> Path:
-    """Where a backbone lies; one on the hub is fetched, once."""
+    """Where a backbone lies; one on the hub is fetched where its cache does not hold it."""
     folder = SHIPPED if backbone is None else resolve(backbone)
     if folder.is_dir():
         return folder
     from huggingface_hub import snapshot_download
 
+    wanted = {"repo_id": backbone, "allow_patterns": ["*.json", "*.safetensors"]}
     try:
-        return Path(snapshot_download(backbone, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # no such name, no network, a path that is none
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"backbone {backbone!r} is no folder here and not to be had from the hub: {reason}") from None
+        return Path(snapshot_download(**wanted, local_files_only=True))
+    except Exception:  # not in the cache, or no name of a repository
+        pass
+    try:
+        return Path(snapshot_download(**wanted))
+    except Exception as error:  # no such name, no network
+        raise ValueError(f"backbone {backbone!r} is no folder, nor to be had from the hub: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or repr(error)

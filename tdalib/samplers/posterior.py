@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 import numpy as np
 import torch
@@ -109,20 +110,34 @@ class Posterior:
         return replace(self, task=self.task.to(device))
 
     def embedded(self) -> "Posterior":
-        """The same posterior with the frozen beginning of its network, its `embed` if it has one, computed once.
+        """The same posterior with the `frozen_beginning` of its network, if it names one, computed once.
 
-        The points of its task are then what `embed` made of them.
+        The points of its task are then what that made of them.
+
+        Raises
+        ------
+        ValueError
+            The beginning has parameters that are trained.
         """
         task = self.task
         model = self.model(task, self.members[0].init_seed).eval()
-        if not hasattr(model, "embed"):
+        if not hasattr(model, "frozen_beginning"):
             return self
+        if model.frozen_beginning(task.x_train[:1]).requires_grad:
+            raise ValueError("the model's frozen_beginning has parameters that are trained; freeze or rename it")
         with torch.no_grad():
             points = {
-                name: torch.cat([model.embed(part) for part in getattr(task, name).split(EVAL_BATCH)])
+                name: torch.cat([model.frozen_beginning(part) for part in getattr(task, name).split(EVAL_BATCH)])
                 for name in ("x_train", "x_test")
             }
         return replace(self, task=replace(task, **points))
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the initial weights of the first member, frozen ones too: the same model, to the bit."""
+        digest = sha256()
+        for name, value in self.model(self.task, self.members[0].init_seed).state_dict().items():
+            digest.update(name.encode() + np.ascontiguousarray(value.cpu()).tobytes())
+        return digest.hexdigest()
 
 
 def derive_seed(seed: int, member: int, role: int) -> int:
