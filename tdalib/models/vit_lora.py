@@ -27,7 +27,8 @@ def vit_lora(task: Task, seed: int, *, backbone: str | None = None) -> nn.Module
         A folder with a ViT as transformers' `save_pretrained` writes it, its processor's too (a relative path starts
         at the repository root), or a name on the Hugging Face hub, fetched when not in its cache, such as the paper's
         google/vit-base-patch16-224-in21k. By default a small ViT for 32 × 32 images that comes with tdalib,
-        pre-trained without labels on CIFAR-10 images that its shipped subset does not hold.
+        pre-trained without labels on CIFAR-10 images that its shipped subset does not hold (of the full set it has
+        seen most, so that there a train point left out may still be in the backbone).
 
     Raises
     ------
