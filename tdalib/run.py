@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from tdalib import store
+from tdalib import models, store
 from tdalib.data import ROOT
 from tdalib.params import Params
 
@@ -20,7 +20,9 @@ BROKE, WRONG, INTERRUPTED = 1, 2, 130  # exit codes
 def run(params: Params) -> str:
     """Execute the run notebook, or only print the plan; says where the executed copy lies, beside the store."""
     if params.plan_only:
-        return f"planned\n{params.plan(params.posterior(params.task())).to_string(float_format='%.2f')}"
+        posterior = params.posterior(params.task())
+        size = models.parameter_count(posterior.model(posterior.task, 0))
+        return f"planned, {params.model}: {size}\n{params.plan(posterior).to_string(float_format='%.2f')}"
     import papermill
 
     executed = params.path.with_suffix(".ipynb")
