@@ -142,12 +142,10 @@ class Params(BaseModel):
     @classmethod
     def _options_are_known(cls, options, info):
         known = info.data
-        if info.field_name == "dataset_options" and "dataset" in known:
-            return _check_options(known["dataset"], data.loader(known["dataset"]), options)
-        if info.field_name == "model_options" and "model" in known:
-            return _check_options(known["model"], models.get(known["model"]), options)
-        if info.field_name == "sampler_options" and "sampler" in known:
-            return _check_options(known["sampler"], samplers.get(known["sampler"]), options)
+        owner = info.field_name.removesuffix("_options")
+        find = {"dataset": data.loader, "model": models.get, "sampler": samplers.get}.get(owner)
+        if find and owner in known:
+            return _check_options(known[owner], find(known[owner]), options)
         if info.field_name == "method_options" and "methods" in known:
             for name in options:
                 if name not in known["methods"]:

@@ -110,8 +110,8 @@ def _report(paths: list[Path], outcomes: dict[Path, Outcome]) -> None:
     words = {0: "done", BROKE: "failed", WRONG: "refused", INTERRUPTED: "interrupted"}
     rows = {}
     for path in paths:
-        code, said, minutes, where = outcomes.get(path, (None, "", 0, ""))
-        word = "planned" if said.startswith("planned") else words.get(code, "not started")
+        code, _, minutes, where = outcomes.get(path, (None, "", 0, ""))
+        word = "planned" if code == 0 and not where else words.get(code, "not started")
         rows[str(path)] = word, f"{minutes:.1f}", where
     print(pd.DataFrame.from_dict(rows, orient="index", columns=["outcome", "minutes", "store"]).to_string(), flush=True)
     for path, outcome in outcomes.items():

@@ -92,6 +92,7 @@ def train(
     for j, start in zip(without, starts, strict=True):
         (weight,) = weights([j], x)
         optimizer = _restore(model, recipe, states[start])
+        to_training(model)
         kept = []
         for step in range(start, len(flat)):
             _step(model, optimizer, recipe.rate(step, len(flat)), x, y, weight, flat[step], seed + step)
@@ -140,7 +141,6 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def _step(model, optimizer, rate, x, y, weight, batch, seed) -> None:
-    to_training(model)
     set_rate(optimizer, rate)
     with masks_from(seed, x):
         each = F.cross_entropy(model(x[batch]), y[batch], reduction="none")  # (batch,)
@@ -160,6 +160,7 @@ def _states(model, x, y, recipe, flat, seed, steps) -> dict[int, tuple[dict, dic
     """Step → (parameters and buffers, optimiser state) before it, in the run that leaves out nothing."""
     optimizer, (weight,) = recipe.optimizer(trainable(model).values()), weights([None], x)
     states = {}
+    to_training(model)
     for step in range(max(steps) + 1):
         if step in steps:
             values = {name: value.detach().clone() for name, value in _changing(model).items()}

@@ -15,8 +15,7 @@ def one_more_step(draw: Draw, task: Task) -> Tensor:
     """ATS: τ(z_j, z) = L(z; θ) − L(z; θ₊j), θ₊j one optimiser step of the recipe on z_j alone.   (train, test), nats.
 
     The optimiser starts afresh, so with Adam every parameter moves by about the learning rate: the recipe's, whatever
-    its schedule. The model is in eval
-    mode. Positive: the step on z_j lowers the loss at z.
+    its schedule. The model is in eval mode. Positive: the step on z_j lowers the loss at z.
 
     Source: Nguyen et al. 2023, arXiv:2305.19765, section 3.
     """

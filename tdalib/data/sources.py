@@ -129,16 +129,15 @@ def from_folder(
     divided = (folder / "train").is_dir()
     if divided and not (folder / "test").is_dir():
         raise ValueError(f"{folder} has a folder train but no folder test; it needs both, or class folders alone")
-    (samples, classes), (of_test, same) = (
-        _samples(folder / split if divided else folder) for split in ("train", "test")
-    )
+    samples, classes = _samples(folder / "train" if divided else folder)
+    of_test, same = _samples(folder / "test") if divided else (samples, classes)
     if classes != same:
         differ = ", ".join(sorted(set(classes) ^ set(same)))
         raise ValueError(f"{folder}: train and test must have the same class folders; they differ in {differ}")
     labels, labels_of_test = (np.array([label for _, label in files]) for files in (samples, of_test))
-    apart = {} if divided else {"order": "train", "beside": test_per_class}
-    train = _choose(labels, classes, train_per_class, seed, "train", path, **apart)
-    test = _choose(labels_of_test, classes, test_per_class, seed, "test", path, **apart | {"beside": 0})
+    order, beside = ("test", 0) if divided else ("train", test_per_class)  # one folder: both from one random order
+    train = _choose(labels, classes, train_per_class, seed, "train", path, beside=beside)
+    test = _choose(labels_of_test, classes, test_per_class, seed, "test", path, order=order)
     return from_arrays(
         np.stack([_image(samples[k][0], size, resize or size) for k in train]),
         labels[train],

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tdalib.data import Task
+from tdalib.training import trainable
 
 MODELS: dict[str, Callable[..., nn.Module]] = {}
 
@@ -64,5 +65,5 @@ def get(name: str | Callable, **options) -> Callable[[Task, int], nn.Module]:
 def parameter_count(model: nn.Module) -> str:
     """How many parameters a model has, and how many of them are trained, in words."""
     count = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained = sum(p.numel() for p in trainable(model).values())
     return f"{count:,} parameters, {'all' if trained == count else f'{trained:,}'} trained"

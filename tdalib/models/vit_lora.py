@@ -39,10 +39,9 @@ def vit_lora(task: Task, seed: int, *, backbone: str | None = None) -> nn.Module
     arXiv:2305.19765, appendix.
     """
     vit, processor = _pretrained(backbone, len(task.classes))
-    channels, width = (*task.x_train.shape, 0)[1], task.x_train.shape[-1]
-    embedded = task.x_train.ndim == 3 and width == vit.config.hidden_size
-    if not embedded and (task.x_train.ndim != 4 or channels not in (1, 3)):
-        shape = tuple(task.x_train.shape)
+    shape = tuple(task.x_train.shape)
+    embedded = len(shape) == 3 and shape[-1] == vit.config.hidden_size
+    if not embedded and (len(shape) != 4 or shape[1] not in (1, 3)):
         raise ValueError(f"vit_lora needs images (n, 1 or 3 channels, height, width); the task has {shape}")
     return LoraViT(vit, processor)
 
