@@ -97,13 +97,14 @@ class Params(BaseModel):
     @classmethod
     def read(cls, path) -> "Params":
         """Params from a YAML file, which holds only what differs from the defaults; `name` is the file's by default."""
-        with open(path, encoding="utf-8") as file:
-            try:
-                values = yaml.safe_load(file)
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"the params file cannot be read: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict) or not values:
-            raise ValueError("a params file holds 'key: value' lines, at least one")
+            raise ValueError("the params file is empty or no list of 'key: value' lines; it needs one at least")
         return cls.of({"name": Path(path).stem} | values)
 
     @classmethod

@@ -1,6 +1,7 @@
 """`python -m tdalib.run params/a.yaml …`: the run notebook through papermill, with strict params."""
 
 import argparse
+import logging
 import sys
 from itertools import permutations
 from pathlib import Path
@@ -99,6 +100,7 @@ def _execute(path: Path, params: Params, repair: bool) -> tuple[int, str]:
     try:
         return 0, run(params)
     except KeyboardInterrupt:
+        logging.getLogger("asyncio").disabled = True  # it would log the notebook's traceback, which nobody awaits now
         return INTERRUPTED, "interrupted; the same command goes on from here"
     except Exception as error:  # whatever a notebook can raise
         reason = (str(error).strip() or repr(error)).splitlines()[-1]

@@ -1,5 +1,6 @@
 """Shipped subsets, your own arrays and files, and what is refused."""
 
+import shutil
 from hashlib import sha256
 
 import numpy as np
@@ -144,9 +145,13 @@ def test_bad_folders_are_refused(pictures):
     def read(**changes):
         return data.from_folder(pictures, **{"train_per_class": 4, "test_per_class": 2} | changes)
 
-    with pytest.raises(ValueError, match="train_per_class: 5 is not possible; .* has 1 to 4 per class"):
+    with pytest.raises(
+        ValueError, match="train_per_class: 5 beside test_per_class: 2 is not possible; .* has 1 to 6 per class"
+    ):
         read(train_per_class=5)
-    with pytest.raises(ValueError, match="train_per_class: 4 is not possible; .* has none left per class"):
+    with pytest.raises(
+        ValueError, match="train_per_class: 4 beside test_per_class: 6 is not possible; .* has 1 to 6 per class"
+    ):
         read(test_per_class=6)
     with pytest.raises(ValueError, match="size: 24 is not possible; it must be at least 1, and resize no less"):
         read(size=24, resize=20)
@@ -157,9 +162,16 @@ def test_bad_folders_are_refused(pictures):
         spoil(pictures / "dog" / "1.jpg")
         with pytest.raises(ValueError, match=r"dog/1.jpg cannot be read as an image"):
             read()
+    with pytest.raises(ValueError, match="all points are of one class; a classifier needs two or more"):
+        picture(pictures / "alone" / "cat" / "a.png")
+        picture(pictures / "alone" / "cat" / "b.png")
+        data.from_folder(pictures / "alone", train_per_class=1, test_per_class=1)
+    shutil.rmtree(pictures / "alone")
     (pictures / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match="class 2 \\('empty'\\) has no train point"):
         read()
+    with pytest.raises(ValueError, match="has no class folders; it needs a folder of images for each class"):
+        data.from_folder(pictures / "empty", train_per_class=1, test_per_class=1)
 
 
 def test_full_set_of_torchvision_from_its_files(tmp_path, monkeypatch):

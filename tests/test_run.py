@@ -1,7 +1,10 @@
 """The runner: wrong params give one line, before any work, and nothing is written."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -138,6 +141,27 @@ def test_of_many_runs_one_that_fails_does_not_stop_the_rest(tmp_path, capfd):
     assert any("typo.yaml: unknown key" in line for line in end) and any("not finite" in line for line in end)
     assert (tmp_path / "good.zarr").exists() and not (tmp_path / "typo.zarr").exists()
     assert not (tmp_path / "planned.zarr").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_one_line(tmp_path):
+    """A real SIGINT to the whole process group, as a terminal sends it, once the first chunk is there."""
+    store = tmp_path / "c.zarr"
+    params = write(tmp_path / "c.yaml", **TINY | {"members": 40, "epochs": 300, "methods": "[loo]", "store": store})
+    command = [sys.executable, "-m", "tdalib.run", params]
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        while not store.joinpath("tau", "c", "0").exists() and running.poll() is None:
+            time.sleep(0.2)
+        os.killpg(running.pid, signal.SIGINT)
+        said, _ = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 130
+    assert said.rstrip().endswith(f"{params}: interrupted; the same command goes on from here")
+    assert "Traceback" not in said
 
 
 def test_an_interrupted_run_ends_the_command(tmp_path, capsys, monkeypatch):

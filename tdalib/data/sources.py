@@ -155,10 +155,10 @@ def _choose(labels, classes, per_class: int, seed: int, split: str, name, order=
 
     With `beside`, where so many of the first are in use already: the last.
     """
-    available = class_counts(labels, classes, split).min() - beside
-    if not 1 <= per_class <= available:
-        among = f"1 to {available}" if available > 0 else "none left"
-        raise ValueError(f"{split}_per_class: {per_class} is not possible; {name} has {among} per class")
+    available = class_counts(labels, classes, split).min()
+    if not 1 <= per_class <= available - beside:
+        asked = f"{split}_per_class: {per_class}" + (f" beside test_per_class: {beside}" if beside else "")
+        raise ValueError(f"{asked} is not possible; {name} has 1 to {available} per class")
     stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(("train", "test").index(order or split),)))
     random = [stream.permutation(np.flatnonzero(labels == label)) for label in range(len(classes))]
     chosen = slice(-1, -per_class - 1, -1) if beside else slice(per_class)
@@ -185,9 +185,9 @@ def _samples(folder: Path) -> tuple[list[tuple[str, int]], list[str]]:
     from torchvision.datasets import ImageFolder
 
     try:
-        images = ImageFolder(folder)
-    except FileNotFoundError as error:  # no class folder, or one without images
-        raise ValueError(f"{folder}: {' '.join(str(error).split())}") from None
+        images = ImageFolder(folder, allow_empty=True)
+    except FileNotFoundError:
+        raise ValueError(f"{folder} has no class folders; it needs a folder of images for each class") from None
     return images.samples, images.classes
 
 

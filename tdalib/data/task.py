@@ -74,7 +74,8 @@ def from_arrays(
     Raises
     ------
     ValueError
-        Shapes that do not fit, a value that is not finite, a label out of range, a class without a train point.
+        Shapes that do not fit, a value that is not finite, a label out of range, a class without a train point,
+        one class alone.
     """
     x_train, y_train, x_test, y_test = map(np.asarray, (x_train, y_train, x_test, y_test))
     for x, y, split in ((x_train, y_train, "train"), (x_test, y_test, "test")):
@@ -84,6 +85,8 @@ def from_arrays(
         train, test = (f"{x.dtype} of shape {x.shape[1:]}" for x in (x_train, x_test))
         raise ValueError(f"points of x_train are {train}, those of x_test are {test}; they must be alike")
     classes = class_names(classes, y_train)
+    if len(classes) < 2:
+        raise ValueError("all points are of one class; a classifier needs two or more")
     class_counts(y_train, classes, "train")
     _check_range(y_test, classes, "test")
     return Task(

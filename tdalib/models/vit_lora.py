@@ -134,7 +134,8 @@ def _folder(backbone: str | None) -> Path:
     try:
         return Path(snapshot_download(**wanted))
     except Exception as error:  # no such name, no network
-        raise ValueError(f"backbone {backbone!r} is no folder, nor to be had from the hub: {_line(error)}") from None
+        reason = _line(error).split(". ")[0].removesuffix(".")  # what follows is advice on the hub's client
+        raise ValueError(f"backbone {backbone!r} is no folder, nor to be had from the hub: {reason}") from None
 
 
 def _line(error: Exception) -> str:
