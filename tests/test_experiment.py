@@ -249,7 +249,7 @@ def test_models_are_told_apart_and_too_few_outputs_refused(blobs, tmp_path):
 
 
 def test_one_train_point_is_enough():
-    task = data.from_arrays(torch.ones(1, 3), [0], torch.ones(2, 3), [0, 0])
+    task = data.from_arrays(torch.ones(2, 3), [0, 1], torch.ones(2, 3), [0, 0]).first(train=1)
     result = attribute(deep_ensemble("logreg", task, Recipe(epochs=1), members=1, checkpoints=1), ["loo"], workers=1)
     assert result.tau.shape == (1, 1, 2, 1)
 
