@@ -1,5 +1,6 @@
 """From a posterior to a labelled array of τ draws: what is asked for, checked before any work starts."""
 
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,7 +9,7 @@ import joblib
 import numpy as np
 import xarray as xr
 
-from tdalib import attributors, engine, store
+from tdalib import attributors, engine, stats, store
 from tdalib.data import resolve
 from tdalib.samplers import Posterior
 from tdalib.training import logits
@@ -51,6 +52,11 @@ def attribute(
     Dataset
         `tau` (sample, train, test, method), `loss` (sample, test), `loss_without` (sample, train, test) with `loo`.
 
+    Warns
+    -----
+    UserWarning
+        The chains of a sampler have not converged, by `stats.convergence`.
+
     Raises
     ------
     ValueError
@@ -63,8 +69,12 @@ def attribute(
     work = posterior, methods, options, workers, scheduler
     if path is None:
         with TemporaryDirectory() as folder:
-            return engine.fill(Path(folder) / "result.zarr", empty, *work).load()
-    return engine.fill(resolve(path), empty, *work)
+            result = engine.fill(Path(folder) / "result.zarr", empty, *work).load()
+    else:
+        result = engine.fill(resolve(path), empty, *work)
+    if posterior.kind == "chain" and (line := stats.convergence_warning(stats.convergence(result))):
+        warnings.warn(f"{posterior.sampler}: {line}", stacklevel=2)
+    return result
 
 
 def prepared(posterior: Posterior, methods, options, params: dict | None, device: str, scheduler: str | None):
@@ -111,7 +121,8 @@ def describe(posterior: Posterior, options: dict[str, dict]) -> dict:
     """What a result depends on beside its data and model, for one made without a params file."""
     return {
         "dataset": posterior.task.name,
-        "sampler": posterior.run.__name__,
+        "sampler": posterior.sampler,
+        "sampler_options": posterior.options,
         "seeds": [[m.init_seed, m.batch_seed] for m in posterior.members],
         "checkpoints": posterior.checkpoints,
         "stack": posterior.stack,

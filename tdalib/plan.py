@@ -109,13 +109,17 @@ def _shortened(posterior: Posterior, epochs: int, keep: int | None = None) -> Po
 
 
 def _training(run, posterior: Posterior) -> tuple[float, float]:
-    """Seconds, linear in the steps, and GB: timed for the checkpoints' epochs, and for STEPS more."""
+    """Seconds, linear in the steps, and GB: timed for the checkpoints' epochs, and for STEPS more.
+
+    What does not grow with the epochs is the test losses, or a chain or a fit over all points after them.
+    """
     recipe, n = posterior.recipe, len(posterior.task.x_train)
     steps, timed = (ceil(count / recipe.batch_size) for count in (n, min(n, BATCHES * recipe.batch_size)))  # an epoch's
     few, more = posterior.checkpoints, posterior.checkpoints + ceil(STEPS / timed)
     (short, _), (long, memory) = (_cost(run, epochs, posterior.task.x_train.is_cuda) for epochs in (few, more))
     step = max(0.0, long - short) / (timed * (more - few))
-    return max(0.0, short - few * timed * step) + recipe.epochs * steps * step, memory
+    rest = max(0.0, short - few * timed * step) * (1 if posterior.kind == "epochs" else steps / timed)
+    return rest + recipe.epochs * steps * step, memory
 
 
 def _growing(run, n: int, on_gpu: bool) -> tuple[float, float]:

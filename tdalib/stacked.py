@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from tdalib.training import Recipe, Theta, flatten, masks_from, set_rate, to_training, trainable, weights
+from tdalib.training import Recipe, Theta, flatten, masks_from, point_losses, set_rate, to_training, trainable, weights
 
 
 def train_stack(
@@ -34,7 +33,7 @@ def train_stack(
     flat, kept_after = flatten(batches, keep)
 
     def loss(theta, weight, x, y):  # of one run
-        return (weight * F.cross_entropy(functional_call(model, theta, (x,)), y, reduction="none")).mean()
+        return (weight * point_losses(functional_call(model, theta, (x,)), y)).mean()
 
     each = vmap(loss, in_dims=(0, 0, None, None), randomness="same")
     kept = []

@@ -6,6 +6,10 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 import xarray as xr
+from arviz_stats.base import array_stats
+
+RESAMPLES = 4000  # of a bootstrap
+TINY = np.finfo(float).tiny
 
 
 def by_member(tau: xr.DataArray) -> xr.DataArray:
@@ -71,6 +75,157 @@ def summary(table: xr.Dataset) -> pd.DataFrame:
         "mean p_noise": table.p_noise.mean(over),
     }
     return pd.DataFrame({name: column.to_series() for name, column in columns.items()}).loc[table.method.values]
+
+
+def variance_components(tau: xr.DataArray, *, level: float = 0.9, seed: int = 0) -> xr.Dataset:
+    """Var(τ) of one draw by its sources, by the law of total variance: unbiased estimates with random effects.
+
+    Where the members are a full grid of initialisations and batch orders (the sampler `crossed`), the sources are
+    "init", "batch", "init × batch" (what is left between members), and "checkpoint" (within a member); else "member"
+    and "checkpoint". With one checkpoint the last source is part of the one before it.
+
+    Parameters
+    ----------
+    tau : DataArray (sample, train, test, method) with the coordinates `member`, `init_seed` and `batch_seed`
+    level : float
+        Of the intervals.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    Dataset
+        `by_pair` (source, train, test, method): variances of each pair, in the squared unit of τ; as unbiased estimates
+        they can be negative.
+        `variance` (source, method): their means over pairs; `low`, `high`: a bootstrap interval for each mean.
+        `share` (source, method): of the sum over sources.
+
+    The interval redraws the mean squares as those of Gaussian effects (for one pair: the generalised interval of
+    Weerahandi 1993, JASA 88:899). All pairs share the few initialisations and batch orders: how much more than one
+    pair they tell together is estimated from how their effects covary.
+
+    Raises
+    ------
+    ValueError
+        One member alone.
+
+    Source: Searle, Casella and McCulloch 1992, Variance Components, chapter 4.
+    """
+    layout, sources = _layout(tau)
+    tau = tau if "method" in tau.dims else tau.expand_dims("method")
+    tables = []
+    for method in tau.method.values:
+        values = tau.loc[{"method": method}].transpose("sample", "train", "test").values.astype(np.float64)[layout]
+        effects, df, sizes = _effects(values.reshape(*layout.shape, -1))
+        by_pair = _components([np.square(e).sum(0) / d for e, d in zip(effects, df, strict=True)], sizes)
+        low, high = _interval(effects, df, sizes, level, np.random.default_rng(seed))
+        variables = {
+            "by_pair": (("source", "train", "test"), by_pair.reshape(len(sources), *values.shape[3:])),
+            "variance": ("source", by_pair.mean(1)),
+            "low": ("source", low),
+            "high": ("source", high),
+        }
+        tables.append(xr.Dataset(variables, {"source": sources}))
+    table = xr.concat(tables, tau.method)
+    table["share"] = table.variance / table.variance.sum("source")
+    return table.assign_attrs(units=tau.attrs.get("units", "{}"), level=level)
+
+
+def _layout(tau: xr.DataArray) -> tuple[np.ndarray, list[str]]:
+    """Positions of the samples by (init, batch, checkpoint), and the sources that this layout tells apart."""
+    keys = pd.DataFrame({name: tau[name].values for name in ("member", "init_seed", "batch_seed")})
+    members = keys.drop_duplicates("member")
+    if len(members) < 2:
+        raise ValueError("variance components need at least 2 members")
+    kept = len(keys) // len(members)
+    inits, orders = (members[name].nunique() for name in ("init_seed", "batch_seed"))
+    crossed = min(inits, orders) > 1 and inits * orders == len(members) == len(
+        members.drop_duplicates(keys.columns[1:])
+    )
+    by = ["init_seed", "batch_seed"] if crossed else ["member"]
+    order = keys.sort_values(by, kind="stable").index.to_numpy()
+    names = ["init", "batch", "init × batch"] if crossed else ["member"]
+    shape = (inits, orders, kept) if crossed else (len(members), 1, kept)
+    return order.reshape(shape), names + ["checkpoint"] * (kept > 1)
+
+
+def _effects(values: np.ndarray) -> tuple[list[np.ndarray], list[int], list[int]]:
+    """By source: estimated effects (levels, pairs), scaled so that their squares sum up to the sum of squares; degrees
+    of freedom; and how many values stand behind a level.   (init, batch, kept, pairs) →"""
+    inits, orders, kept, pairs = values.shape
+    cell = values.mean(2)
+    row, column, centre = cell.mean(1, keepdims=True), cell.mean(0, keepdims=True), cell.mean((0, 1))
+    if orders > 1:
+        effects = [row - centre, column - centre, cell - row - column + centre]
+        df, sizes = [inits - 1, orders - 1, (inits - 1) * (orders - 1)], [orders * kept, inits * kept, kept]
+    else:
+        effects, df, sizes = [cell - centre], [inits - 1], [kept]
+    if kept > 1:
+        effects, df, sizes = [*effects, values - cell[:, :, None]], [*df, inits * orders * (kept - 1)], [*sizes, 1]
+    return [np.sqrt(size) * e.reshape(-1, pairs) for e, size in zip(effects, sizes, strict=True)], df, sizes
+
+
+def _components(squares: list, sizes: list[int]) -> np.ndarray:
+    """Variances of the sources from their mean squares, each of which holds the variances of the sources below it."""
+    least = 2 if len(squares) > 2 else 1  # init and batch both stand above init × batch
+    below = [*squares, 0.0]
+    return np.stack([(square - below[max(k + 1, least)]) / sizes[k] for k, square in enumerate(squares)])
+
+
+def _interval(effects: list, df: list[int], sizes: list[int], level: float, stream: np.random.Generator) -> np.ndarray:
+    """Bounds of the mean over pairs of each source's variance, (2, source): mean squares are χ² by `_freedom`."""
+    redrawn = []
+    for e, d in zip(effects, df, strict=True):
+        freedom = _freedom(e, d)
+        redrawn.append(np.square(e).sum(0).mean() / d * freedom / stream.chisquare(freedom, RESAMPLES))
+    return np.quantile(_components(redrawn, sizes), [(1 - level) / 2, (1 + level) / 2], axis=1).clip(0)
+
+
+def _freedom(effects: np.ndarray, df: int) -> float:
+    """Degrees of freedom of the mean square averaged over pairs: df for one pair, more the less they go together.
+
+    Satterthwaite's df (tr Σ)² / tr Σ², Σ the covariance of the effects between pairs, both estimated without bias for
+    Gaussian effects (Srivastava 2005, J. Japan Statist. Soc. 35:251).
+    """
+    gram = effects @ effects.T / df  # the eigenvalues of the sample covariance
+    trace, square = np.trace(gram) ** 2, np.square(gram).sum()
+    if df > 1:
+        square = (square - trace / df) * df**2 / ((df - 1) * (df + 2))
+        trace -= 2 * square / df
+    return float(np.clip(df * trace / max(square, TINY), df, 1e6)) if trace > 0 else df
+
+
+def convergence(result: xr.Dataset) -> pd.DataFrame:
+    """R-hat and effective sample size of each member's chain, by the mean test loss of its draws.
+
+    Columns: `draws`; `R-hat`, rank-normalised, of the two halves of the chain: well above 1 where it drifts or hangs;
+    `ESS`, in draws. NaN for fewer than 8 draws; below about 20, R-hat scatters by 0.3 and more for independent draws.
+    Chains of different members start at different modes and are not compared.
+
+    Source: Vehtari et al. 2021, arXiv:1903.08008, by arviz-stats.
+    """
+    rows = {}
+    for member, trace in result["loss"].mean("test").groupby("member"):
+        draws = trace.values.astype(np.float64)
+        halves = draws[len(draws) % 2 :].reshape(2, -1)  # (chain, draw)
+        r_hat, ess = float(array_stats.rhat(halves, method="z_scale")), float(array_stats.ess(halves))
+        rows[member] = {"draws": len(draws), "R-hat": r_hat, "ESS": ess}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("member")
+
+
+def convergence_warning(table: pd.DataFrame) -> str | None:
+    """One line on what is wrong with the chains of a `convergence` table, judged by the median chain; else None."""
+    r_hat, ess, draws = (table[name].median() for name in ("R-hat", "ESS", "draws"))
+    if draws < 20:
+        return (
+            f"{draws:.0f} draws of a chain are too few to judge whether it has converged; 20 checkpoints or more tell"
+        )
+    if r_hat > 1.1 or ess < draws / 4:
+        state = (
+            f"R-hat {r_hat:.2f}, effective sample size {ess:.0f} of {draws:.0f} draws (median of {len(table)} chains)"
+        )
+        return f"the loss of the chains has not converged: {state}; a longer burn_in or thin helps"
+    return None
 
 
 def proponents(tau: xr.DataArray, count: int = 5) -> xr.DataArray:

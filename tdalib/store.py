@@ -90,10 +90,10 @@ def template(posterior, methods: dict, params: dict) -> xr.Dataset:
 
 def provenance(posterior) -> dict:
     """The coordinates of `sample`: where each draw comes from."""
-    members, kept, last = posterior.members, posterior.checkpoints, posterior.recipe.epochs
+    members, kept = posterior.members, posterior.checkpoints
     return {
         "member": ("sample", np.repeat([m.index for m in members], kept)),
-        "checkpoint": ("sample", np.tile(np.arange(last - kept + 1, last + 1), len(members))),
+        "checkpoint": ("sample", np.tile(posterior.numbers, len(members))),
         "init_seed": ("sample", np.repeat([m.init_seed for m in members], kept)),
         "batch_seed": ("sample", np.repeat([m.batch_seed for m in members], kept)),
     }

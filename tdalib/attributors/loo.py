@@ -38,6 +38,11 @@ def leave_one_out(
     if protocol == "retrain":
         runs = posterior.draws_without(member, points)
     elif protocol == "continue":
+        if posterior.kind != "epochs":
+            raise ValueError(
+                f"loo: protocol 'continue' trains on from the epochs of a training, which sampler "
+                f"{posterior.sampler!r} does not draw; choose retrain"
+            )
         runs = zip(*(_continued(draw, posterior, points) for draw in posterior.draws(member)), strict=True)
     else:
         raise ValueError(f"protocol {protocol!r} is not known; choose from retrain, continue")

@@ -1,15 +1,14 @@
 """Deep ensembles: train again from another initialisation, in another batch order, or both."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from tdalib import models
 from tdalib.data import Task
-from tdalib.samplers.posterior import Draw, Member, Posterior, derive_seed, register
+from tdalib.samplers.posterior import Draw, Member, Posterior, register
 from tdalib.stacked import train_stack
 from tdalib.training import Recipe, batch_order, train
-
-INIT, BATCH = 0, 1  # roles of a seed; BATCH decides the batch order, and dropout masks where there are any
 
 
 @register("deep_ensemble")
@@ -24,7 +23,7 @@ def deep_ensemble(
     vary: Literal["init", "batch", "both"] = "both",
     stack: int | None = None,
 ) -> Posterior:
-    """Deep ensemble: each member is one training; its last epochs are kept as draws (SWA).
+    """Deep ensemble: each member is one training; θ after each of its last epochs is a draw (the paper's SWA).
 
     Parameters
     ----------
@@ -41,14 +40,8 @@ def deep_ensemble(
     """
     if vary not in ("init", "batch", "both"):
         raise ValueError(f"vary {vary!r} is not known; choose from init, batch, both")
-    runs = tuple(
-        Member(
-            index=k,
-            init_seed=derive_seed(seed, 0 if vary == "batch" else k, INIT),
-            batch_seed=derive_seed(seed, 0 if vary == "init" else k, BATCH),
-        )
-        for k in range(members)
-    )
+    shared = {"init": {"batch": 0}, "batch": {"init": 0}, "both": {}}[vary]
+    runs = tuple(Member.of(seed, k, **shared) for k in range(members))
     return Posterior(task, models.get(model), recipe, runs, checkpoints, run=train_member, stack=stack)
 
 
@@ -67,9 +60,14 @@ def train_member(posterior: Posterior, member: Member, without: Sequence[int | N
         without=without,
         keep=posterior.checkpoints,
     )
-    first = recipe.epochs - posterior.checkpoints + 1
     for thetas in runs:
         yield [
             Draw(theta, model, recipe, member.index, epoch, member.init_seed, member.batch_seed)
-            for epoch, theta in enumerate(thetas, start=first)
+            for epoch, theta in zip(posterior.numbers, thetas, strict=True)
         ]
+
+
+def modes(posterior: Posterior, member: Member, without: Sequence[int | None]) -> Iterator[Draw]:
+    """θ after the last epoch of the same trainings, one for each entry of `without`: where local samplers start."""
+    trained = replace(posterior, checkpoints=1, kind="epochs")
+    return (draws[0] for draws in train_member(trained, member, without))

@@ -1,8 +1,10 @@
 """What every sampler gives: a posterior of members, each a list of draws with provenance."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import wraps
 from hashlib import sha256
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from tdalib.data import Task
 from tdalib.training import EVAL_BATCH, Recipe, Theta
 
 GPU_STACK = 100  # retrainings trained at once on a GPU
+INIT, BATCH, NOISE = 0, 1, 2  # roles of a seed
 
 SAMPLERS: dict[str, Callable[..., "Posterior"]] = {}
 
@@ -20,8 +23,12 @@ def register(name: str):
     """Decorator: make a function (model, task, recipe, *, members, checkpoints, seed, **options) → Posterior known."""
 
     def decorate(function):
-        SAMPLERS[name] = function
-        return function
+        @wraps(function)
+        def named(*arguments, **options) -> Posterior:
+            return replace(function(*arguments, **options), sampler=name)
+
+        SAMPLERS[name] = named
+        return named
 
     return decorate
 
@@ -45,18 +52,28 @@ class Draw:
     model: nn.Module
     recipe: Recipe
     member: int
-    checkpoint: int  # epoch, counted from 1
+    checkpoint: int  # counted from 1: the epoch, or the draw within its member
     init_seed: int
     batch_seed: int
 
 
 @dataclass(frozen=True)
 class Member:
-    """One independent run of a sampler, with all that is random about it."""
+    """One independent run of a sampler, with all that is random about it.
+
+    `init_seed` decides the initialisation, `batch_seed` all the rest: the order of the batches, dropout masks, and what
+    a sampler draws beside them.
+    """
 
     index: int
     init_seed: int
     batch_seed: int
+
+    @classmethod
+    def of(cls, seed: int, index: int, *, init: int | None = None, batch: int | None = None) -> "Member":
+        """Member `index`, with the initialisation and the batch order of others where they are given."""
+        init, batch = (index if other is None else other for other in (init, batch))
+        return cls(index, derive_seed(seed, init, INIT), derive_seed(seed, batch, BATCH))
 
 
 @dataclass(frozen=True)
@@ -70,10 +87,17 @@ class Posterior:
     recipe : Recipe
     members : tuple of Member
     checkpoints : int
-        Draws per member: θ after each of the last `checkpoints` epochs.
-    run : (posterior, member, without) → iterator over lists of Draw, one list for each entry of `without`
+        Draws per member.
+    run : (posterior, member, without, **options) → iterator over lists of Draw, one list for each entry of `without`
+    options : dict
+        What `run` needs to know beside.
+    kind : {"epochs", "chain", "independent"}
+        What the draws of a member are: θ after the last epochs of its training, states of a Markov chain, or
+        independent draws around one mode.
     stack : int, optional
         Retrainings in a stack, see `stacked`.
+    sampler : str
+        Its name; `register` fills it in.
     """
 
     task: Task
@@ -82,12 +106,17 @@ class Posterior:
     members: tuple[Member, ...]
     checkpoints: int
     run: Callable[..., Iterator[list[Draw]]]
+    options: dict[str, Any] = field(default_factory=dict)
+    kind: Literal["epochs", "chain", "independent"] = "epochs"
     stack: int | None = None
+    sampler: str = ""
 
     def __post_init__(self):
         if not self.members:
             raise ValueError("members: a posterior needs at least 1")
-        if not 1 <= self.checkpoints <= self.recipe.epochs:
+        if self.checkpoints < 1:
+            raise ValueError(f"checkpoints: {self.checkpoints} is not possible; it must be at least 1")
+        if self.kind == "epochs" and self.checkpoints > self.recipe.epochs:
             raise ValueError(f"checkpoints: {self.checkpoints} is not possible with {self.recipe.epochs} epochs")
         if self.stack is not None and self.stack < 1:
             raise ValueError(f"stack: {self.stack} is not possible; it must be at least 1")
@@ -98,7 +127,13 @@ class Posterior:
 
     def draws_without(self, member: int, points: Sequence[int | None]) -> Iterator[list[Draw]]:
         """The draws of one member without each point in turn, every random number as it was; None: without none."""
-        return self.run(self, self.members[member], points)
+        return self.run(self, self.members[member], points, **self.options)
+
+    @property
+    def numbers(self) -> range:
+        """The draws of a member by number: the epochs that are kept, or 1, 2, …"""
+        last = self.recipe.epochs if self.kind == "epochs" else self.checkpoints
+        return range(last - self.checkpoints + 1, last + 1)
 
     @property
     def stacked(self) -> int:
