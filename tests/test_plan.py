@@ -1,5 +1,6 @@
 """The cost of a run: exact laws are drawn on exactly, and the table holds what is still to be done."""
 
+from dataclasses import replace
 from time import sleep
 
 import numpy as np
@@ -26,6 +27,8 @@ def test_trainings_are_counted_up(blobs, monkeypatch):
     law = 0.5, 0.01 * 8  # fixed, and an epoch's 8 batches; it has 23
     monkeypatch.setattr(plan, "_cost", lambda run, epochs, on_gpu: (law[0] + law[1] * epochs, 0.2))
     assert plan._training(None, posterior) == pytest.approx((0.5 + 0.01 * 23 * 100, 0.2))
+    chain = replace(posterior, kind="chain")  # its fixed part was timed on 8 batches an epoch as well
+    assert plan._training(None, chain) == pytest.approx((0.5 * 23 / 8 + 0.01 * 23 * 100, 0.2))
 
 
 def test_memory_is_the_peak_meanwhile():

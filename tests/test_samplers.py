@@ -1,12 +1,25 @@
 """What varies between members, and where every seed comes from."""
 
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from tdalib import Recipe, deep_ensemble, samplers
+from tdalib import Recipe, attribute, deep_ensemble, models, samplers
+from tdalib.training import losses
 
 RECIPE = Recipe(epochs=3, batch_size=2)
+DROPPING = models.get("mlp", width=8, dropout=0.3)
+LOCAL = {
+    "swag": {"collect": 2},
+    "sgld": {"burn_in": 1, "thin": 1},
+    "sghmc": {"burn_in": 1, "thin": 1},
+    "laplace": {},
+    "mc_dropout": {},
+}
 
 
 @pytest.mark.parametrize(("vary", "inits", "batches"), [("init", 3, 1), ("batch", 1, 3), ("both", 3, 3)])
@@ -37,6 +50,116 @@ def test_draws_are_a_pure_function_of_the_seeds(digits):
     assert not torch.equal(first[0].theta["0.weight"], without[0].theta["0.weight"])
 
 
+def test_crossed_members_are_a_grid_with_the_ensemble_on_its_diagonal(digits):
+    crossed = samplers.crossed("logreg", digits, RECIPE, members=6, inits=2, checkpoints=1)
+    assert [m.index for m in crossed.members] == list(range(6))
+    for seeds, count in (([m.init_seed for m in crossed.members], 3), ([m.batch_seed for m in crossed.members], 2)):
+        assert all(seeds.count(seed) == count for seed in seeds)
+    assert len({(m.init_seed, m.batch_seed) for m in crossed.members}) == 6
+    both = deep_ensemble("logreg", digits, RECIPE, members=2, checkpoints=1)
+    for k in range(2):
+        (on_diagonal,), (drawn) = crossed.draws(k * 3 + k), both.draws(k)
+        assert torch.equal(on_diagonal.theta["1.weight"], drawn[0].theta["1.weight"])
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_local_draws_have_provenance_vary_and_repeat(digits, name):
+    posterior = samplers.get(name)(DROPPING, digits, RECIPE, members=2, checkpoints=4, **LOCAL[name])
+    assert posterior.sampler == name  # and more draws than there are epochs
+    draws, again, other = posterior.draws(1), posterior.draws(1), posterior.draws(0)
+    assert [(d.member, d.checkpoint) for d in draws] == [(1, 1), (1, 2), (1, 3), (1, 4)]
+    assert {d.init_seed for d in draws} == {posterior.members[1].init_seed}
+
+    def loss(d):
+        return losses(d.model, d.theta, digits.x_test, digits.y_test).tolist()
+
+    assert [loss(d) for d in draws] == [loss(d) for d in again]
+    assert len({tuple(loss(d)) for d in [*draws, *other]}) == 8
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_removal_is_coupled_and_knows_nothing_of_the_point(digits, name):
+    """Coupled to the bit: only the point tells θ\\j from θ, not the order of the calls or what came before."""
+    posterior = samplers.get(name)(DROPPING, digits, RECIPE, members=1, checkpoints=2, **LOCAL[name])
+    one_by_one = [posterior.draws(0, without=j) for j in (None, 3, 0)]
+    for draws, alone in zip(posterior.draws_without(0, [None, 3, 0]), one_by_one, strict=True):
+        for a, b in zip(draws, alone, strict=True):
+            assert all(torch.equal(a.theta[key], b.theta[key]) for key in a.theta)
+    swapped = digits.x_train.clone()
+    swapped[3] = swapped[3].flip(-1)
+    elsewhere = replace(posterior, task=replace(digits, x_train=swapped))
+    for a, b in zip(one_by_one[1], elsewhere.draws(0, without=3), strict=True):
+        assert all(torch.equal(a.theta[key], b.theta[key]) for key in a.theta)  # what z_3 is plays no part
+    assert not torch.equal(elsewhere.draws(0)[0].theta["1.weight"], one_by_one[0][0].theta["1.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:.*too few to judge")
+@pytest.mark.parametrize("name", LOCAL)
+def test_every_method_attributes_every_sampler(digits, name):
+    posterior = samplers.get(name)(DROPPING, digits, RECIPE, members=2, checkpoints=2, **LOCAL[name])
+    result = attribute(posterior, ["loo", "ats", "if", "gd", "gc"], device="cpu", workers=1)
+    assert result.tau.checkpoint.values.tolist() == [1, 2, 1, 2] and np.isfinite(result.tau).all()
+    assert abs(result.tau).max("train").min() > 0
+    (draw, _), x, y = posterior.draws(1), *(getattr(digits, f"{a}_train") for a in "xy")
+
+    def gradient(x, y):
+        theta = {key: p.clone().requires_grad_() for key, p in draw.theta.items()}
+        loss = F.cross_entropy(torch.func.functional_call(draw.model, theta, (x[None],)), y[None])
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(theta.values()))])
+
+    expected = gradient(x[1], y[1]) @ gradient(digits.x_test[2], digits.y_test[2])  # masks are those of the draw
+    got = result.tau.isel(sample=2, train=1, test=2).loc[{"method": "gd"}]
+    assert float(got) == pytest.approx(float(expected), rel=1e-3, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", ["mc_dropout", "laplace"])
+def test_a_transformer_with_adapters(digits, name):
+    posterior = samplers.get(name)("vit_lora", digits, replace(RECIPE, epochs=1), members=1, checkpoints=2)
+    (mode,) = deep_ensemble("vit_lora", digits, replace(RECIPE, epochs=1), members=1, checkpoints=1).draws(0)
+    for draw in posterior.draws(0):
+        changed = {key for key, p in mode.theta.items() if not torch.equal(draw.theta[key], p)}
+        assert all("classifier" in key for key in changed) and (name == "laplace") == bool(changed)
+        apart = losses(draw.model, draw.theta, digits.x_test, digits.y_test) - losses(
+            mode.model, mode.theta, digits.x_test, digits.y_test
+        )
+        assert abs(apart).min() > 1e-6
+
+
+def test_what_a_sampler_cannot_do_is_refused_by_name(digits, monkeypatch):
+    sgld = samplers.sgld("logreg", digits, RECIPE, members=1, checkpoints=1)
+    with pytest.raises(ValueError, match="'continue' trains on from .* which sampler 'sgld' does not draw"):
+        attribute(sgld, "loo", options={"loo": {"protocol": "continue"}})
+    with pytest.raises(ValueError, match="'mc_dropout' needs a model with dropout; cnn2 has no nn.Dropout layer"):
+        samplers.mc_dropout("cnn2", digits, RECIPE)
+    monkeypatch.setattr(sys.modules["tdalib.samplers.laplace"], "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"'laplace' needs the package laplace-torch: pip install 'tdalib\[post"):
+        samplers.laplace("cnn2", digits, RECIPE)
+
+
+def test_one_of_your_own_is_one_decorator(digits):
+    @samplers.register("once")
+    def once(model, task, recipe, *, members=1, checkpoints=1, seed=0):
+        runs = tuple(samplers.Member.of(seed, k) for k in range(members))
+        return samplers.Posterior(task, models.get(model), recipe, runs, checkpoints, run=at_start, kind="independent")
+
+    def at_start(posterior, member, without):
+        model = posterior.model(posterior.task, member.init_seed).eval()
+        for j in without:
+            if j is not None:
+                raise ValueError("sampler 'once' cannot leave out a train point")
+            theta = {name: p.detach() for name, p in model.named_parameters()}
+            seeds = member.init_seed, member.batch_seed
+            yield [samplers.Draw(theta, model, posterior.recipe, member.index, k, *seeds) for k in posterior.numbers]
+
+    try:
+        posterior = samplers.get("once")("logreg", digits, RECIPE, members=2, checkpoints=2)
+        assert attribute(posterior, "gd", device="cpu", workers=1).sizes["sample"] == 4
+        with pytest.raises(ValueError, match="'once' cannot leave out a train point"):
+            attribute(posterior, "loo", device="cpu", workers=1)
+    finally:
+        del samplers.SAMPLERS["once"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -48,5 +171,25 @@ def test_draws_are_a_pure_function_of_the_seeds(digits):
 def test_refusals(digits, options, message):
     with pytest.raises(ValueError, match=message):
         deep_ensemble("cnn2", digits, RECIPE, **({"members": 1, "checkpoints": 1} | options))
-    with pytest.raises(ValueError, match="sampler 'x' is not known; choose from deep_ensemble"):
+    with pytest.raises(ValueError, match="sampler 'x' is not known; choose from crossed, deep_ensemble, laplace"):
         samplers.get("x")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("crossed", {"members": 10}, "members: 10 is no grid of 3 initialisations"),
+        ("crossed", {"members": 3, "inits": 3}, "members: 3 is no grid of 3 initialisations"),
+        ("swag", {"collect": 4}, "collect: 4 is not possible; it must be from 2 to the 3 epochs"),
+        ("sgld", {"step_size": 0}, "step_size: 0 is not possible; it must be above 0"),
+        ("sgld", {"temperature": -1}, "temperature: -1 is not possible; it must be 0 or more"),
+        ("sghmc", {"friction": 1.5}, "friction: 1.5 is not possible; it must be above 0 and at most 1"),
+        ("sghmc", {"thin": 0}, "thin: 0 is not possible; it must be at least 1"),
+        ("laplace", {"subset": "first"}, "subset 'first' is not known; choose from last_layer, all"),
+        ("laplace", {"structure": "low"}, "structure 'low' is not known; choose from full, kron, diag"),
+        ("mc_dropout", {"checkpoints": 0}, "checkpoints: 0 is not possible; it must be at least 1"),
+    ],
+)
+def test_refusals_of_options(digits, name, options, message):
+    with pytest.raises(ValueError, match=message):
+        samplers.get(name)(DROPPING, digits, RECIPE, **options)

@@ -114,3 +114,87 @@ def test_proponents_are_the_highest_first(draws):
         column = tau.values[member, :, test].tolist()
         best = sorted(range(4), key=lambda j: -column[j])[:2]
         assert top.values[member, :, test].tolist() == best
+
+
+TRUE = {"init": 1.0, "batch": 0.5, "init × batch": 0.3, "checkpoint": 0.2}
+
+
+def crossed(stream, weights, inits=5, orders=5, kept=3):
+    """τ with known components; every pair has the same effects times its weight where `weights` is given, else own."""
+    pairs = len(weights)
+    shapes = {"init": (inits, 1, 1), "batch": (1, orders, 1), "init × batch": (inits, orders, 1)}
+    shapes["checkpoint"] = inits, orders, kept
+    shared = len(set(weights)) > 1
+    effects = [
+        np.sqrt(TRUE[name]) * stream.normal(size=(*shape, 1 if shared else pairs)) for name, shape in shapes.items()
+    ]
+    tau = 0.7 + sum(effects) * np.asarray(weights)
+    cell = np.arange(inits * orders).repeat(kept)
+    return xr.DataArray(
+        tau.reshape(-1, pairs, 1, 1),
+        dims=("sample", "train", "test", "method"),
+        coords={
+            "member": ("sample", cell),
+            "init_seed": ("sample", cell // orders + 50),
+            "batch_seed": ("sample", 90 - cell % orders),
+            "method": ["m"],
+        },
+    )
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0] * 40, [0.5, 1.0, 2.0]], ids=["one pair", "apart", "together"])
+def test_variance_components_are_unbiased_and_covered(weights):
+    """200 simulations: means within 4 standard errors, and 90 % intervals that hold the truth about so often."""
+    stream, true = np.random.default_rng(1), np.array(list(TRUE.values())) * np.square(weights).mean()
+    tables = [stats.variance_components(crossed(stream, weights), seed=k).sel({"method": "m"}) for k in range(200)]
+    assert tables[0].source.values.tolist() == list(TRUE)
+    found = np.stack([table.variance.values for table in tables])
+    np.testing.assert_array_less(abs(found.mean(0) - true), 4 * found.std(0) / np.sqrt(200))
+    held = np.mean([(table.low.values <= true) & (true <= table.high.values) for table in tables], axis=0)
+    assert (held > 0.83).all() and (held < 0.97).all()  # ± 3 standard errors
+
+
+def test_variance_components_by_hand_and_in_any_order():
+    """Against the sums of squares of the textbook, written out as loops."""
+    tau = crossed(np.random.default_rng(2), [1.0, 1.0], inits=2, orders=3, kept=2)
+    table = stats.variance_components(tau).sel({"method": "m"})
+    x = tau.values[:, 1, 0, 0].reshape(2, 3, 2)
+    error = sum((x[i, b, c] - x[i, b].mean()) ** 2 for i, b, c in np.ndindex(x.shape)) / 6
+    rest = 2 * sum((x[i, b].mean() - x[i].mean() - x[:, b].mean() + x.mean()) ** 2 for i, b in np.ndindex(2, 3)) / 2
+    rows = 6 * sum((x[i].mean() - x.mean()) ** 2 for i in range(2)) / 1
+    columns = 4 * sum((x[:, b].mean() - x.mean()) ** 2 for b in range(3)) / 2
+    expected = [(rows - rest) / 6, (columns - rest) / 4, (rest - error) / 2, error]
+    np.testing.assert_allclose(table.by_pair[:, 1, 0], expected)
+    np.testing.assert_allclose(table.variance, table.by_pair.mean(("train", "test")))
+    assert float(table.share.sum()) == pytest.approx(1)
+    shuffled = tau.isel(sample=np.random.default_rng(3).permutation(tau.sizes["sample"]))
+    xr.testing.assert_allclose(table, stats.variance_components(shuffled).sel({"method": "m"}))
+
+
+def test_variance_components_of_other_layouts():
+    tau = crossed(np.random.default_rng(4), [1.0] * 30)
+    ensemble = tau.isel(sample=tau.member < 5)  # one initialisation: no grid
+    table = stats.variance_components(ensemble)
+    assert table.source.values.tolist() == ["member", "checkpoint"]
+    last = stats.variance_components(tau.isel(sample=slice(2, None, 3)))
+    assert last.source.values.tolist() == ["init", "batch", "init × batch"]
+    np.testing.assert_allclose(last.variance.sum(), sum(TRUE.values()), rtol=0.5)
+    with pytest.raises(ValueError, match="at least 2 members"):
+        stats.variance_components(tau.isel(sample=tau.member == 0))
+
+
+def chains(slope, count=40):
+    loss = np.random.default_rng(0).normal(size=(5, count)) + slope * np.arange(count)
+    return xr.Dataset(
+        {"loss": (("sample", "test"), loss.reshape(-1, 1))}, {"member": ("sample", np.arange(5).repeat(count))}
+    )
+
+
+def test_convergence_tells_a_drift_from_independent_draws():
+    steady, drifting = stats.convergence(chains(0)), stats.convergence(chains(0.2))
+    assert steady["R-hat"].median() < 1.05 and (drifting["R-hat"] > 1.3).all()
+    assert steady["ESS"].median() > 30 and (drifting["ESS"] < 10).all()
+    assert stats.convergence_warning(steady) is None
+    line = stats.convergence_warning(drifting)
+    assert "has not converged: R-hat" in line and "of 40 draws (median of 5 chains)" in line and "\n" not in line
+    assert "too few to judge" in stats.convergence_warning(stats.convergence(chains(0, count=6)))
