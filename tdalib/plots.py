@@ -76,6 +76,20 @@ def plot_p_values(table: xr.Dataset, p: str, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def plot_variance_shares(components: xr.Dataset, *, ax: Axes | None = None) -> Axes:
+    """Shares of Var(τ) by source, of `stats.variance_components`: a stacked bar for each method."""
+    ax = ax or plt.gca()
+    shares = components.share.to_pandas().T.clip(lower=0)  # (method, source); an estimate can be negative
+    left = np.zeros(len(shares))
+    for source, tint in zip(shares.columns, sns.color_palette("viridis", len(shares.columns)), strict=True):
+        ax.barh(shares.index, shares[source], left=left, color=tint, label=source)
+        left += shares[source].values
+    ax.set(xlabel="share of Var(τ) of one draw", ylabel="method", xlim=(0, 1))
+    ax.invert_yaxis()
+    ax.legend(ncols=len(shares.columns), loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
+    return ax
+
+
 def plot_draws(tau: xr.DataArray, members: xr.DataArray, *, ax: Axes | None = None) -> Axes:
     """The τ draws of one pair and method, (sample,), as dots, and `stats.by_member` of it, (member,), as diamonds."""
     ax = ax or plt.gca()

@@ -1,6 +1,8 @@
 """What a distribution of τ says about each train-test pair: pure functions on labelled arrays."""
 
 import warnings
+from itertools import combinations
+from math import prod
 
 import numpy as np
 import pandas as pd
@@ -81,8 +83,9 @@ def variance_components(tau: xr.DataArray, *, level: float = 0.9, seed: int = 0)
     """Var(τ) of one draw by its sources, by the law of total variance: unbiased estimates with random effects.
 
     Where the members are a full grid of initialisations and batch orders (the sampler `crossed`), the sources are
-    "init", "batch", "init × batch" (what is left between members), and "checkpoint" (within a member); else "member"
-    and "checkpoint". With one checkpoint the last source is part of the one before it.
+    "init", "batch", "init × batch" (what is left between members), and "checkpoint" (between the draws of a member, all
+    interactions with the others included); else "member" and "checkpoint". With one checkpoint there is no such source,
+    and it is part of the one before it.
 
     Parameters
     ----------
@@ -99,6 +102,7 @@ def variance_components(tau: xr.DataArray, *, level: float = 0.9, seed: int = 0)
         they can be negative.
         `variance` (source, method): their means over pairs; `low`, `high`: a bootstrap interval for each mean.
         `share` (source, method): of the sum over sources.
+        `trend` (method): the part of the checkpoints' share that all members have in common, what an epoch more does.
 
     The interval redraws the mean squares as those of Gaussian effects (for one pair: the generalised interval of
     Weerahandi 1993, JASA 88:899). All pairs share the few initialisations and batch orders: how much more than one
@@ -111,74 +115,82 @@ def variance_components(tau: xr.DataArray, *, level: float = 0.9, seed: int = 0)
 
     Source: Searle, Casella and McCulloch 1992, Variance Components, chapter 4.
     """
-    layout, sources = _layout(tau)
+    layout, factors = _layout(tau)
+    sets = [s for size in range(1, len(factors) + 1) for s in combinations(range(len(factors)), size)]
+    sources, combine = _sources(sets, factors, layout.shape)  # (source and trend, mean square)
     tau = tau if "method" in tau.dims else tau.expand_dims("method")
     tables = []
     for method in tau.method.values:
         values = tau.loc[{"method": method}].transpose("sample", "train", "test").values.astype(np.float64)[layout]
-        effects, df, sizes = _effects(values.reshape(*layout.shape, -1))
-        by_pair = _components([np.square(e).sum(0) / d for e, d in zip(effects, df, strict=True)], sizes)
-        low, high = _interval(effects, df, sizes, level, np.random.default_rng(seed))
+        effects = [_effect(values.reshape(*layout.shape, -1), s) for s in sets]
+        df = [prod(layout.shape[axis] - 1 for axis in s) for s in sets]
+        by_pair = combine @ np.stack([np.square(e).sum(0) / d for e, d in zip(effects, df, strict=True)])
+        redrawn = combine @ _redrawn(effects, df, np.random.default_rng(seed))  # (source and trend, resample)
+        low, high = np.quantile(redrawn, [(1 - level) / 2, (1 + level) / 2], axis=1).clip(0)
         variables = {
-            "by_pair": (("source", "train", "test"), by_pair.reshape(len(sources), *values.shape[3:])),
-            "variance": ("source", by_pair.mean(1)),
-            "low": ("source", low),
-            "high": ("source", high),
+            "by_pair": (("source", "train", "test"), by_pair[:-1].reshape(-1, *values.shape[len(factors) :])),
+            "variance": ("source", by_pair[:-1].mean(1)),
+            "low": ("source", low[:-1]),
+            "high": ("source", high[:-1]),
+            "trend": ((), by_pair[-1].mean()),
         }
         tables.append(xr.Dataset(variables, {"source": sources}))
     table = xr.concat(tables, tau.method)
-    table["share"] = table.variance / table.variance.sum("source")
+    total = table.variance.sum("source")
+    table = table.assign(share=table.variance / total, trend=table.trend / total)
     return table.assign_attrs(units=tau.attrs.get("units", "{}"), level=level)
 
 
 def _layout(tau: xr.DataArray) -> tuple[np.ndarray, list[str]]:
-    """Positions of the samples by (init, batch, checkpoint), and the sources that this layout tells apart."""
-    keys = pd.DataFrame({name: tau[name].values for name in ("member", "init_seed", "batch_seed")})
+    """Positions of the samples on the grid of the factors, and the names of these."""
+    keys = pd.DataFrame({name: tau[name].values for name in ("member", "init_seed", "batch_seed", "checkpoint")})
     members = keys.drop_duplicates("member")
     if len(members) < 2:
         raise ValueError("variance components need at least 2 members")
-    kept = len(keys) // len(members)
-    inits, orders = (members[name].nunique() for name in ("init_seed", "batch_seed"))
-    crossed = min(inits, orders) > 1 and inits * orders == len(members) == len(
-        members.drop_duplicates(keys.columns[1:])
-    )
-    by = ["init_seed", "batch_seed"] if crossed else ["member"]
-    order = keys.sort_values(by, kind="stable").index.to_numpy()
-    names = ["init", "batch", "init × batch"] if crossed else ["member"]
-    shape = (inits, orders, kept) if crossed else (len(members), 1, kept)
-    return order.reshape(shape), names + ["checkpoint"] * (kept > 1)
+    kept, seeds = len(keys) // len(members), ["init_seed", "batch_seed"]
+    inits, orders = members[seeds].nunique()
+    crossed = min(inits, orders) > 1 and inits * orders == len(members) == len(members.drop_duplicates(seeds))
+    order = keys.sort_values([*(seeds if crossed else ["member"]), "checkpoint"], kind="stable").index.to_numpy()
+    shape, names = ((inits, orders), ["init", "batch"]) if crossed else ((len(members),), ["member"])
+    return order.reshape(*shape, *[kept] * (kept > 1)), names + ["checkpoint"] * (kept > 1)
 
 
-def _effects(values: np.ndarray) -> tuple[list[np.ndarray], list[int], list[int]]:
-    """By source: estimated effects (levels, pairs), scaled so that their squares sum up to the sum of squares; degrees
-    of freedom; and how many values stand behind a level.   (init, batch, kept, pairs) →"""
-    inits, orders, kept, pairs = values.shape
-    cell = values.mean(2)
-    row, column, centre = cell.mean(1, keepdims=True), cell.mean(0, keepdims=True), cell.mean((0, 1))
-    if orders > 1:
-        effects = [row - centre, column - centre, cell - row - column + centre]
-        df, sizes = [inits - 1, orders - 1, (inits - 1) * (orders - 1)], [orders * kept, inits * kept, kept]
-    else:
-        effects, df, sizes = [cell - centre], [inits - 1], [kept]
-    if kept > 1:
-        effects, df, sizes = [*effects, values - cell[:, :, None]], [*df, inits * orders * (kept - 1)], [*sizes, 1]
-    return [np.sqrt(size) * e.reshape(-1, pairs) for e, size in zip(effects, sizes, strict=True)], df, sizes
+def _effect(values: np.ndarray, chosen: tuple[int, ...]) -> np.ndarray:
+    """The interaction of the chosen factors, whose squares sum up to its sum of squares: (*factors, pairs) → (levels,
+    pairs). It is the deviation from the mean along the chosen axes, and the mean along the others."""
+    behind = prod(n for axis, n in enumerate(values.shape[:-1]) if axis not in chosen)  # values behind a level
+    for axis in range(values.ndim - 1):
+        mean = values.mean(axis, keepdims=True)
+        values = values - mean if axis in chosen else mean
+    return np.sqrt(behind) * values.reshape(-1, values.shape[-1])
 
 
-def _components(squares: list, sizes: list[int]) -> np.ndarray:
-    """Variances of the sources from their mean squares, each of which holds the variances of the sources below it."""
-    least = 2 if len(squares) > 2 else 1  # init and batch both stand above init × batch
-    below = [*squares, 0.0]
-    return np.stack([(square - below[max(k + 1, least)]) / sizes[k] for k, square in enumerate(squares)])
+def _sources(sets: list[tuple[int, ...]], factors: list[str], shape: tuple[int, ...]) -> tuple[list[str], np.ndarray]:
+    """Names of the sources, and how mean squares combine into their variances; the last row gives the trend.
+
+    The variance of the interaction S is Σ (−1)^(|T| − |S|) MS_T over all T that hold S, over the values behind a level.
+    """
+    combine = np.zeros((len(sets), len(sets)))
+    for row, s in enumerate(sets):
+        behind = prod(n for axis, n in enumerate(shape) if axis not in s)
+        for column, t in enumerate(sets):
+            if set(s) <= set(t):
+                combine[row, column] = (-1) ** (len(t) - len(s)) / behind
+    names = [" × ".join(factors[axis] for axis in s) for s in sets]
+    within = np.array(["checkpoint" in name for name in names])
+    rows, sources = list(combine[~within]), [name for name in names if "checkpoint" not in name]
+    if not within.any():
+        return sources, np.stack([*rows, 0 * rows[0]])
+    return [*sources, "checkpoint"], np.stack([*rows, combine[within].sum(0), combine[names.index("checkpoint")]])
 
 
-def _interval(effects: list, df: list[int], sizes: list[int], level: float, stream: np.random.Generator) -> np.ndarray:
-    """Bounds of the mean over pairs of each source's variance, (2, source): mean squares are χ² by `_freedom`."""
+def _redrawn(effects: list[np.ndarray], df: list[int], stream: np.random.Generator) -> np.ndarray:
+    """What the mean squares, averaged over pairs, may have been drawn around, (mean square, RESAMPLES)."""
     redrawn = []
     for e, d in zip(effects, df, strict=True):
         freedom = _freedom(e, d)
         redrawn.append(np.square(e).sum(0).mean() / d * freedom / stream.chisquare(freedom, RESAMPLES))
-    return np.quantile(_components(redrawn, sizes), [(1 - level) / 2, (1 + level) / 2], axis=1).clip(0)
+    return np.stack(redrawn)
 
 
 def _freedom(effects: np.ndarray, df: int) -> float:

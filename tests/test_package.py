@@ -24,7 +24,7 @@ def test_environment_agrees_with_pyproject():
     wanted |= {f"python{project['requires-python']}", "pip"}
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     assert {line for line in conda if isinstance(line, str)} == wanted
-    assert conda[-1] == {"pip": ["--editable ."]}
+    assert conda[-1] == {"pip": ["--editable .[posteriors]"]}
 
 
 def test_torch_has_a_lower_bound_only():

@@ -137,6 +137,7 @@ def crossed(stream, weights, inits=5, orders=5, kept=3):
             "member": ("sample", cell),
             "init_seed": ("sample", cell // orders + 50),
             "batch_seed": ("sample", 90 - cell % orders),
+            "checkpoint": ("sample", np.tile(np.arange(kept), inits * orders)),
             "method": ["m"],
         },
     )
@@ -155,20 +156,50 @@ def test_variance_components_are_unbiased_and_covered(weights):
 
 
 def test_variance_components_by_hand_and_in_any_order():
-    """Against the sums of squares of the textbook, written out as loops."""
+    """Against the sums of squares of the textbook's three-way layout, written out as loops."""
     tau = crossed(np.random.default_rng(2), [1.0, 1.0], inits=2, orders=3, kept=2)
     table = stats.variance_components(tau).sel({"method": "m"})
     x = tau.values[:, 1, 0, 0].reshape(2, 3, 2)
-    error = sum((x[i, b, c] - x[i, b].mean()) ** 2 for i, b, c in np.ndindex(x.shape)) / 6
-    rest = 2 * sum((x[i, b].mean() - x[i].mean() - x[:, b].mean() + x.mean()) ** 2 for i, b in np.ndindex(2, 3)) / 2
-    rows = 6 * sum((x[i].mean() - x.mean()) ** 2 for i in range(2)) / 1
-    columns = 4 * sum((x[:, b].mean() - x.mean()) ** 2 for b in range(3)) / 2
-    expected = [(rows - rest) / 6, (columns - rest) / 4, (rest - error) / 2, error]
-    np.testing.assert_allclose(table.by_pair[:, 1, 0], expected)
+    m, a, b, c = x.mean(), x.mean((1, 2)), x.mean((0, 2)), x.mean((0, 1))
+    ab, ac, bc = x.mean(2), x.mean(1), x.mean(0)
+    ms = {
+        "a": 6 * sum((a[i] - m) ** 2 for i in range(2)) / 1,
+        "b": 4 * sum((b[j] - m) ** 2 for j in range(3)) / 2,
+        "c": 6 * sum((c[k] - m) ** 2 for k in range(2)) / 1,
+        "ab": 2 * sum((ab[i, j] - a[i] - b[j] + m) ** 2 for i, j in np.ndindex(2, 3)) / 2,
+        "ac": 3 * sum((ac[i, k] - a[i] - c[k] + m) ** 2 for i, k in np.ndindex(2, 2)) / 1,
+        "bc": 2 * sum((bc[j, k] - b[j] - c[k] + m) ** 2 for j, k in np.ndindex(3, 2)) / 2,
+        "abc": sum(
+            (x[i, j, k] - ab[i, j] - ac[i, k] - bc[j, k] + a[i] + b[j] + c[k] - m) ** 2
+            for i, j, k in np.ndindex(2, 3, 2)
+        ) / 2,
+    }  # fmt: skip
+    init = (ms["a"] - ms["ab"] - ms["ac"] + ms["abc"]) / 6
+    batch = (ms["b"] - ms["ab"] - ms["bc"] + ms["abc"]) / 4
+    within = sum((x[i, j, k] - ab[i, j]) ** 2 for i, j, k in np.ndindex(x.shape)) / 6
+    np.testing.assert_allclose(table.by_pair[:, 1, 0], [init, batch, (ms["ab"] - ms["abc"]) / 2, within])
     np.testing.assert_allclose(table.variance, table.by_pair.mean(("train", "test")))
     assert float(table.share.sum()) == pytest.approx(1)
+    alone = stats.variance_components(tau.isel(train=[1])).sel({"method": "m"})
+    trend = (ms["c"] - ms["ac"] - ms["bc"] + ms["abc"]) / 6
+    assert float(alone.trend * alone.variance.sum()) == pytest.approx(trend)
     shuffled = tau.isel(sample=np.random.default_rng(3).permutation(tau.sizes["sample"]))
     xr.testing.assert_allclose(table, stats.variance_components(shuffled).sel({"method": "m"}))
+
+
+def test_what_checkpoints_do_stays_theirs():
+    """What epochs do to all members alike adds to "checkpoint" and is named; by initialisation, it adds as well."""
+    tau = crossed(np.random.default_rng(5), [1.0] * 40)
+    epoch, init = tau.checkpoint.astype(float), tau.init_seed.astype(float)
+    plain, rising, apart = (
+        stats.variance_components(t).sel({"method": "m"}) for t in (tau, tau + 3 * epoch, tau + epoch * (init - 52))
+    )
+    between = {"source": ["init", "batch", "init × batch"]}
+    np.testing.assert_allclose(rising.variance.sel(between), plain.variance.sel(between))
+    np.testing.assert_allclose(apart.variance.sel(source="init × batch"), plain.variance.sel(source="init × batch"))
+    added = [float((t - plain).variance.sel(source="checkpoint")) for t in (rising, apart)]
+    assert added == pytest.approx([9.0, 2.5 / 1.25], rel=0.1)
+    assert float(rising.trend) > 0.75 > 0.05 > abs(float(plain.trend)) and abs(float(apart.trend)) < 0.2
 
 
 def test_variance_components_of_other_layouts():
