@@ -45,12 +45,21 @@ def test_notebook_runs(path, experiment, tmp_path):
         "01": {"train_per_class": 2, "test_per_class": 2, "trainings": 5},
         "10": {"store": str(experiment.with_suffix(".zarr"))} | dict(_pairs(TINY)),
         "20": {"store": str(experiment.with_suffix(".zarr"))},
+        "23": {"samplers": ["deep_ensemble", "sgld"]},
         "25": {"runs": [str(experiment)], "folder": str(tmp_path)},
         "90": {"size": "small"},
         "91": {"size": "small", "folder": str(tmp_path / "vit")},
     }[path.stem[:2]]
     if path.stem[:2] in ("20", "25") and not experiment.with_suffix(".zarr").exists():
         run.run(run.Params.read(experiment))
+    if path.stem[:2] == "23":
+        for name, more in (("crossed", "members: 4"), ("deep_ensemble", ""), ("sgld", "")):
+            file = tmp_path / f"{name}.yaml"
+            text = TINY.replace("members: 3", more or "members: 3") + f"sampler: {name}\nmethods: [loo, gd]\n"
+            file.write_text(text + f"store: {file.with_suffix('.zarr')}\n")
+            params = run.Params.read(file)
+            params.attribute(params.posterior(params.task()))
+        values |= {"crossed": str(tmp_path / "crossed.yaml"), "runs": str(tmp_path / "{}.yaml")}
     papermill.execute_notebook(path, tmp_path / path.name, values, cwd=tmp_path, progress_bar=False)
 
 
