@@ -79,7 +79,8 @@ def plot_p_values(table: xr.Dataset, p: str, *, ax: Axes | None = None) -> Axes:
 def plot_variance_shares(components: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """Shares of Var(τ) by source, of `stats.variance_components`: a stacked bar for each method."""
     ax = ax or plt.gca()
-    shares = components.share.to_pandas().T.clip(lower=0)  # (method, source); an estimate can be negative
+    shares = components.share.transpose("method", "source").to_pandas().clip(lower=0)  # an estimate can be negative
+    shares = shares.div(shares.sum(axis=1), axis=0)
     left = np.zeros(len(shares))
     for source, tint in zip(shares.columns, sns.color_palette("viridis", len(shares.columns)), strict=True):
         ax.barh(shares.index, shares[source], left=left, color=tint, label=source)

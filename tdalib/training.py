@@ -191,7 +191,7 @@ def logits(model: nn.Module, theta: Theta, x: Tensor) -> Tensor:
 
 
 def losses(model: nn.Module, theta: Theta, x: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy at θ for every point, (points,), nats, float64.
+    """The loss at θ of every point, (points,), nats, float64.
 
     The logits keep the model's precision; their log-sum-exp does not, or every loss below 1e-7 would be 0.
     """
@@ -202,7 +202,7 @@ def point_losses(outputs: Tensor, y: Tensor) -> Tensor:
     """The loss of every point, (points,), nats: cross-entropy of logits.
 
     For float targets (points, outputs) it is ½‖f − y‖², regression with unit noise, whose posterior is known: samplers
-    are checked on it.
+    are checked on it. Attributors that take gradients know class labels alone.
     """
     if y.is_floating_point():
         return (outputs - y).square().sum(1) / 2

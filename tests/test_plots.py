@@ -36,6 +36,17 @@ def test_bars_are_the_shares(tau, ax):
     np.testing.assert_allclose(bars, summary["std > |mean|"])
 
 
+def test_sources_are_stacked_to_the_whole(tau, ax):
+    seeds = {"init_seed": tau.member, "batch_seed": tau.member, "checkpoint": ("sample", [1, 2] * 3)}
+    components = stats.variance_components(tau.assign_coords(seeds))
+    bars = plots.plot_variance_shares(components, ax=ax).patches
+    widths = np.array([bar.get_width() for bar in bars]).reshape(2, 2)  # (source, method)
+    expected = components.share.transpose("source", "method").values.clip(0)  # an estimate can be negative
+    np.testing.assert_allclose(widths, expected / expected.sum(0))
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["loo", "gc"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["member", "checkpoint"]
+
+
 def test_draws_and_means_are_where_they_should_be(tau, ax):
     one = tau.sel({"method": "loo"}).isel(train=2, test=3)
     dots, diamonds = (c.get_offsets() for c in plots.plot_draws(one, stats.by_member(one), ax=ax).collections)

@@ -112,6 +112,41 @@ def test_every_method_attributes_every_sampler(digits, name):
     assert float(got) == pytest.approx(float(expected), rel=1e-3, abs=1e-7)
 
 
+@pytest.mark.parametrize("name", LOCAL)
+def test_a_stack_gives_the_same_draws(digits, name):
+    """In float64, and to its tolerance: convolutions of a stack have another layout, the random numbers the same."""
+    task = replace(digits, x_train=digits.x_train.double(), x_test=digits.x_test.double())
+    model = "cnn2" if name != "mc_dropout" else DROPPING
+    posterior = samplers.get(name)(model, task, RECIPE, members=1, checkpoints=2, **LOCAL[name])
+    stacked = replace(posterior, stack=3)
+    for one, several in zip(posterior.draws_without(0, [None, 1]), stacked.draws_without(0, [None, 1]), strict=True):
+        for a, b in zip(one, several, strict=True):
+            for key in a.theta:
+                torch.testing.assert_close(a.theta[key], b.theta[key], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["sgld", "sghmc"])
+def test_a_point_alone_in_its_batch_can_be_removed(digits, name):
+    class Touchy(torch.nn.Linear):
+        def forward(self, x):
+            assert len(x), "an empty batch"
+            return super().forward(x.flatten(1))
+
+    def model(task, seed):
+        return Touchy(784, 3)
+
+    posterior = samplers.get(name)(model, digits, replace(RECIPE, batch_size=5), members=1, checkpoints=1, thin=2)
+    draws = [posterior.draws(0, without=j)[0].theta["weight"] for j in (None, *range(6))]
+    assert all(draw.isfinite().all() for draw in draws)
+
+
+def test_the_callers_random_state_is_left_alone(digits):
+    before = torch.get_rng_state()
+    for name in LOCAL:
+        samplers.get(name)(DROPPING, digits, RECIPE, members=1, checkpoints=1, **LOCAL[name]).draws(0, without=1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
 @pytest.mark.parametrize("name", ["mc_dropout", "laplace"])
 def test_a_transformer_with_adapters(digits, name):
     posterior = samplers.get(name)("vit_lora", digits, replace(RECIPE, epochs=1), members=1, checkpoints=2)
@@ -187,9 +222,10 @@ def test_refusals(digits, options, message):
         ("sghmc", {"thin": 0}, "thin: 0 is not possible; it must be at least 1"),
         ("laplace", {"subset": "first"}, "subset 'first' is not known; choose from last_layer, all"),
         ("laplace", {"structure": "low"}, "structure 'low' is not known; choose from full, kron, diag"),
+        ("laplace", {"recipe": Recipe(weight_decay=0)}, "weight_decay: 0 leaves laplace without a prior"),
         ("mc_dropout", {"checkpoints": 0}, "checkpoints: 0 is not possible; it must be at least 1"),
     ],
 )
 def test_refusals_of_options(digits, name, options, message):
     with pytest.raises(ValueError, match=message):
-        samplers.get(name)(DROPPING, digits, RECIPE, **options)
+        samplers.get(name)(DROPPING, digits, **{"recipe": RECIPE} | options)

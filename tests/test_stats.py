@@ -207,11 +207,18 @@ def test_variance_components_of_other_layouts():
     ensemble = tau.isel(sample=tau.member < 5)  # one initialisation: no grid
     table = stats.variance_components(ensemble)
     assert table.source.values.tolist() == ["member", "checkpoint"]
+    x = ensemble.values[:, 7, 0, 0].reshape(5, 3)
+    rest = x - x.mean(1, keepdims=True) - x.mean(0) + x.mean()
+    within, mean_square = x.var(1, ddof=1).mean(), 3 * x.mean(1).var(ddof=1)
+    by_hand = [(mean_square - np.square(rest).sum() / 8) / 3, within]
+    np.testing.assert_allclose(table.by_pair.isel(train=7, test=0, method=0), by_hand)
     last = stats.variance_components(tau.isel(sample=slice(2, None, 3)))
     assert last.source.values.tolist() == ["init", "batch", "init × batch"]
     np.testing.assert_allclose(last.variance.sum(), sum(TRUE.values()), rtol=0.5)
     with pytest.raises(ValueError, match="at least 2 members"):
         stats.variance_components(tau.isel(sample=tau.member == 0))
+    with pytest.raises(ValueError, match="the same number of draws of each member"):
+        stats.variance_components(tau.isel(sample=slice(1, None)))
 
 
 def chains(slope, count=40):

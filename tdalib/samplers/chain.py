@@ -9,7 +9,15 @@ from torch.func import functional_call
 
 from tdalib.data import Task
 from tdalib.samplers.deep_ensemble import modes
-from tdalib.samplers.posterior import NOISE, Draw, Member, Posterior, derive_seed
+from tdalib.samplers.posterior import (
+    NOISE,
+    Draw,
+    Member,
+    Posterior,
+    check_temperature,
+    derive_seed,
+    standard_normals,
+)
 from tdalib.training import Theta, batch_order, point_losses
 
 Update = Callable[[Theta, Theta], Theta]  # (∇Û, standard normals) → the step of θ
@@ -37,12 +45,12 @@ def chain(
     mode: Draw, task: Task, batches: list[list[Tensor]], update: Update, *, seed: int, without: int | None = None
 ) -> Iterator[Theta]:
     """θ after each epoch of `batches`, from the θ of `mode` on; the noise of a step follows from `seed`."""
-    stream = torch.Generator(task.x_train.device).manual_seed(seed)
+    stream = torch.Generator().manual_seed(seed)
     theta = mode.theta
     for epoch in batches:
         for batch in epoch:
             gradient = potential_gradient(mode, theta, task, batch, without)
-            noise = {name: torch.empty_like(p).normal_(generator=stream) for name, p in theta.items()}
+            noise = standard_normals(theta, stream)
             step = update(gradient, noise)
             theta = {name: p.clone().add_(step[name]) for name, p in theta.items()}  # a sum may change the layout
         yield theta
@@ -58,9 +66,11 @@ def potential_gradient(draw: Draw, theta: Theta, task: Task, batch: Tensor, with
     n = len(task.x_train)
     rest = batch if without is None else batch[batch != without]
     live = {name: p.detach().requires_grad_() for name, p in theta.items()}
+    decay = n * draw.recipe.weight_decay
+    if not len(rest):  # the point was alone in its batch; many layers refuse an empty one
+        return {name: decay * p for name, p in theta.items()}
     loss = point_losses(functional_call(draw.model, live, (task.x_train[rest],)), task.y_train[rest]).sum()
     gradients = torch.autograd.grad(loss * (n / len(batch)), list(live.values()))
-    decay = n * draw.recipe.weight_decay
     return {name: g + decay * theta[name] for name, g in zip(theta, gradients, strict=True)}
 
 
@@ -72,8 +82,3 @@ def check_chain(step_size: float, temperature: float, burn_in: int, thin: int) -
     for key, value, least in (("burn_in", burn_in, 0), ("thin", thin, 1)):
         if not value >= least:
             raise ValueError(f"{key}: {value} is not possible; it must be at least {least}")
-
-
-def check_temperature(temperature: float) -> None:
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature: {temperature} is not possible; it must be 0 or more")

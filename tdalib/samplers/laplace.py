@@ -1,5 +1,6 @@
 """Laplace: a Gaussian at a trained mode, from the curvature there."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -11,9 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tdalib import models
 from tdalib.data import Task
-from tdalib.samplers.chain import check_temperature
 from tdalib.samplers.deep_ensemble import modes
-from tdalib.samplers.posterior import NOISE, Draw, Member, Posterior, derive_seed, register
+from tdalib.samplers.posterior import NOISE, Draw, Member, Posterior, check_temperature, derive_seed, register
 from tdalib.training import Recipe, Theta, trainable
 
 FIT_BATCH = {"full": 32, "kron": 32, "diag": 4}  # points; the Jacobians that "diag" forms stay in the cache
@@ -55,12 +55,13 @@ def laplace(
     stack : int, optional
         As in `deep_ensemble`.
 
-    Without a point the mode is trained again and H made without it; the standard normals are the same.
+    Without a point the mode is trained again and H made without it; the standard normals are the same
+    (those of a GPU differ from a CPU's).
 
     Raises
     ------
     ValueError
-        laplace-torch is not installed.
+        laplace-torch is not installed, or the recipe has no weight decay.
 
     Source: MacKay 1992, Neural Computation 4:448; Daxberger et al. 2021, arXiv:2106.14806.
     """
@@ -70,6 +71,8 @@ def laplace(
         if value not in choices:
             raise ValueError(f"{key} {value!r} is not known; choose from {', '.join(choices)}")
     check_temperature(temperature)
+    if recipe.weight_decay == 0:
+        raise ValueError("weight_decay: 0 leaves laplace without a prior; it must be above 0")
     runs = tuple(Member.of(seed, k) for k in range(members))
     options = {"subset": subset, "structure": structure, "temperature": temperature}
     known = {"options": options, "kind": "independent", "stack": stack}
@@ -94,8 +97,9 @@ def run_laplace(
 
 def _fit(mode: Draw, task: Task, points: list[int], subset: str, structure: str):
     """laplace-torch's posterior at the mode given these train points, and the names of the weights it covers."""
-    from laplace import Laplace  # takes seconds
-
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own torch.jit
+        from laplace import Laplace  # takes seconds
     model = deepcopy(mode.model).to(memory_format=torch.contiguous_format)  # laplace-torch views parameters flat
     model.load_state_dict(mode.theta, strict=False)
     fitted = Laplace(
@@ -105,7 +109,10 @@ def _fit(mode: Draw, task: Task, points: list[int], subset: str, structure: str)
         hessian_structure=structure,
         prior_precision=float(len(task.x_train) * mode.recipe.weight_decay),
     )
-    fitted.fit(DataLoader(TensorDataset(task.x_train[points], task.y_train[points]), FIT_BATCH[structure]))
+    given = TensorDataset(task.x_train[points], task.y_train[points])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        fitted.fit(DataLoader(given, FIT_BATCH[structure], generator=torch.Generator()))  # else the global one moves
     if subset == "all":
         return fitted, list(trainable(model))
     last = fitted.model.last_layer

@@ -30,7 +30,8 @@ def mc_dropout(
     """MC dropout: θ of a member's training, each draw with its own dropout masks, kept for all points.
 
     A draw is one thinned network: every `nn.Dropout` layer multiplies its input by one mask, drawn as in training and
-    shared by all points, in losses and in gradients alike. Other forms of dropout (channels, attention) are not drawn.
+    shared by all points, in losses and in gradients alike. Other forms of dropout (channels, attention) are not drawn,
+    and a layer that is called twice has one mask.
 
     Parameters
     ----------
@@ -73,15 +74,15 @@ def dropouts(model: nn.Module) -> dict[str, nn.Dropout]:
 
 def thinned(model: nn.Module, x: Tensor, seed: int) -> nn.Module:
     """A copy of `model` whose dropout layers have one mask each; `x` is a point, for the shapes."""
-    model, seen = deepcopy(model), {}
+    model, seen = deepcopy(model, {id(p): p for p in model.parameters()}), {}  # but for its weights: θ goes in beside
     with ExitStack() as hooks, torch.no_grad():
         for name, layer in dropouts(model).items():
             note = partial(lambda name, _, args, __: seen.update({name: args[0][0]}), name)
             hooks.enter_context(layer.register_forward_hook(note))
         model(x)
-    stream = torch.Generator(x.device).manual_seed(seed)
+    stream = torch.Generator().manual_seed(seed)
     for name, values in seen.items():
-        model.set_submodule(name, _Mask(torch.empty_like(values), model.get_submodule(name).p, stream))
+        model.set_submodule(name, _Mask(values, model.get_submodule(name).p, stream))
     return model
 
 
@@ -90,7 +91,8 @@ class _Mask(nn.Module):
 
     def __init__(self, values: Tensor, p: float, stream: torch.Generator):
         super().__init__()
-        self.register_buffer("mask", values.bernoulli_(1 - p, generator=stream) / (1 - p))
+        mask = torch.empty(values.shape, dtype=values.dtype).bernoulli_(1 - p, generator=stream) / (1 - p)
+        self.register_buffer("mask", mask.to(values.device))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.mask

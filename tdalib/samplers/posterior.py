@@ -44,7 +44,7 @@ def get(name: str) -> Callable[..., "Posterior"]:
 class Draw:
     """One θ ~ p(θ|D) with its provenance.
 
-    `model` is the network in eval mode, shared by the draws of a member: its own weights are not θ, which goes in by
+    `model` is the network in eval mode, which draws of a member may share: its own weights are not θ, which goes in by
     `torch.func.functional_call(draw.model, draw.theta, (x,))`.
     """
 
@@ -178,3 +178,16 @@ class Posterior:
 def derive_seed(seed: int, member: int, role: int) -> int:
     """A seed for one role of one member, independent of all others."""
     return int(np.random.SeedSequence(seed, spawn_key=(member, role)).generate_state(1)[0])
+
+
+def standard_normals(theta: Theta, stream: torch.Generator) -> Theta:
+    """A standard normal for each entry of θ: the same on every device and in every layout; `stream` is a CPU's."""
+    return {
+        name: torch.empty(p.shape, dtype=p.dtype).normal_(generator=stream).to(p.device) for name, p in theta.items()
+    }
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse a temperature that no posterior has."""
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature: {temperature} is not possible; it must be 0 or more")

@@ -16,7 +16,7 @@ def sghmc(
     recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
     *,
     members: int = 10,
-    checkpoints: int = 5,
+    checkpoints: int = 20,
     seed: int = 0,
     step_size: float = 1e-6,
     friction: float = 0.1,
@@ -27,7 +27,7 @@ def sghmc(
     """SGHMC: v ← (1 − α) v − ε ∇Û(θ) + √(2 α ε T) ξ, θ ← θ + v, ξ ~ N(0, I), from the mode of a member's training.
 
     ∇Û as in `sgld`: the gradient of the potential on a minibatch, scaled to n points, with the recipe's weight decay λ
-    as a prior of precision n λ. v starts at 0. For small ε the law of θ is p(θ|D)^(1/T).
+    as a prior of precision n λ. v starts at 0. For small ε the law of θ is p(θ|D)^(1/T) in the long run.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def sghmc(
     temperature : float
         T; 1 is the posterior, smaller is closer to the mode, 0 adds no noise.
     burn_in, thin : int
-        Epochs before the first draw's own, and from one draw to the next.
+        Epochs that are let go at the start, and epochs to the first draw and from one to the next.
 
     Without a point the mode is trained again without it, and the chain has weight 0 on it, the same batches and noise.
 

@@ -16,7 +16,7 @@ def sgld(
     recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
     *,
     members: int = 10,
-    checkpoints: int = 5,
+    checkpoints: int = 20,
     seed: int = 0,
     step_size: float = 1e-5,
     temperature: float = 1.0,
@@ -26,7 +26,9 @@ def sgld(
     """SGLD: θ ← θ − (ε/2) ∇Û(θ) + √(ε T) ξ, ξ ~ N(0, I), from the mode that a member's training finds.
 
     ∇Û is the gradient of the potential on a minibatch, scaled to n points, with the recipe's weight decay λ as a prior
-    of precision n λ (`chain.potential_gradient`). For small ε the chain's law is p(θ|D)^(1/T).
+    of precision n λ (`chain.potential_gradient`). For small ε the chain's law is p(θ|D)^(1/T)
+    in the long run: directions that the data leave free take 2 / (ε n λ) steps, and a shorter chain explores the
+    neighbourhood of its mode.
 
     Parameters
     ----------
@@ -38,7 +40,7 @@ def sgld(
     temperature : float
         T; 1 is the posterior, smaller is closer to the mode, 0 adds no noise.
     burn_in, thin : int
-        Epochs before the first draw's own, and from one draw to the next.
+        Epochs that are let go at the start, and epochs to the first draw and from one to the next.
 
     Without a point the mode is trained again without it, and the chain has weight 0 on it, the same batches and noise.
 

@@ -8,7 +8,7 @@ import torch
 from tdalib import models
 from tdalib.data import Task
 from tdalib.samplers.deep_ensemble import train_member
-from tdalib.samplers.posterior import NOISE, Draw, Member, Posterior, derive_seed, register
+from tdalib.samplers.posterior import NOISE, Draw, Member, Posterior, derive_seed, register, standard_normals
 from tdalib.training import Recipe, Theta
 
 
@@ -55,7 +55,7 @@ def run_swag(posterior: Posterior, member: Member, without: Sequence[int | None]
     """One member: a training and draws from the Gaussian fitted to its end, once for each entry of `without`."""
     kept = min(collect, posterior.recipe.epochs)  # a trial run has fewer epochs
     for draws in train_member(replace(posterior, checkpoints=kept, kind="epochs"), member, without):
-        stream = torch.Generator(posterior.task.x_train.device).manual_seed(derive_seed(member.batch_seed, 0, NOISE))
+        stream = torch.Generator().manual_seed(derive_seed(member.batch_seed, 0, NOISE))
         thetas = gaussian([draw.theta for draw in draws], posterior.checkpoints, stream)
         yield [
             replace(draws[-1], theta=theta, checkpoint=k) for k, theta in zip(posterior.numbers, thetas, strict=True)
@@ -68,11 +68,11 @@ def gaussian(trajectory: list[Theta], count: int, stream: torch.Generator) -> It
     mean = {name: values.mean(0) for name, values in stacked.items()}
     rank = max(1, len(trajectory) - 1)
     for _ in range(count):
-        z2 = torch.empty(len(trajectory), dtype=next(iter(mean.values())).dtype, device=stream.device)
-        z2.normal_(generator=stream)
+        z1 = standard_normals(mean, stream)
+        (z2,) = standard_normals({"": next(iter(stacked.values())).flatten(1)[:, 0]}, stream).values()  # (K,)
         theta = {}
         for name, centre in mean.items():
-            z1, deviations = torch.empty_like(centre).normal_(generator=stream), stacked[name] - centre
+            deviations = stacked[name] - centre
             low_rank = torch.tensordot(z2, deviations, 1) / (2 * rank) ** 0.5
-            theta[name] = centre + deviations.square().mean(0).sqrt() * z1 / 2**0.5 + low_rank
+            theta[name] = centre + deviations.square().mean(0).sqrt() * z1[name] / 2**0.5 + low_rank
         yield theta
