@@ -189,7 +189,9 @@ def as_array(method: attributors.Method, *arguments, **options) -> np.ndarray:
 def _check_finite(values: np.ndarray, what: str) -> None:
     """NaN stands for "not computed" in a store, so it must not come from a computation."""
     if not np.isfinite(values).all():
-        raise RuntimeError(f"{what} is not finite; where a training diverged, a lower learning_rate helps")
+        raise RuntimeError(
+            f"{what} is not finite; where a training or a chain diverged, a lower learning_rate or step_size helps"
+        )
 
 
 @contextmanager

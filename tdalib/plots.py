@@ -77,7 +77,10 @@ def plot_p_values(table: xr.Dataset, p: str, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_variance_shares(components: xr.Dataset, *, ax: Axes | None = None) -> Axes:
-    """Shares of Var(τ) by source, of `stats.variance_components`: a stacked bar for each method."""
+    """Shares of Var(τ) by source, of `stats.variance_components`: a stacked bar for each method.
+
+    An estimate below 0 is drawn as 0, and the rest then fill the bar.
+    """
     ax = ax or plt.gca()
     shares = components.share.transpose("method", "source").to_pandas().clip(lower=0)  # an estimate can be negative
     shares = shares.div(shares.sum(axis=1), axis=0)

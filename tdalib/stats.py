@@ -100,7 +100,8 @@ def variance_components(tau: xr.DataArray, *, level: float = 0.9, seed: int = 0)
     Dataset
         `by_pair` (source, train, test, method): variances of each pair, in the squared unit of τ; as unbiased estimates
         they can be negative. NaN where a τ is missing, and so are the means then.
-        `variance` (source, method): their means over pairs; `low`, `high`: a bootstrap interval for each mean.
+        `variance` (source, method): their means over pairs; `low`, `high`: a bootstrap interval for each mean, cut off
+        at 0, so that a negative estimate lies outside.
         `share` (source, method): of the sum over sources.
         `trend` (method): the part of the checkpoints' share that all members have in common, what an epoch more does.
 
@@ -111,10 +112,12 @@ def variance_components(tau: xr.DataArray, *, level: float = 0.9, seed: int = 0)
     Raises
     ------
     ValueError
-        One member alone, or members with unequal numbers of draws.
+        One member alone, members with unequal numbers of draws, or an impossible level.
 
     Source: Searle, Casella and McCulloch 1992, Variance Components, chapter 4.
     """
+    if not 0 < level < 1:
+        raise ValueError(f"level: {level} is not possible; it must be between 0 and 1")
     layout, factors = _layout(tau)
     sets = [s for size in range(1, len(factors) + 1) for s in combinations(range(len(factors)), size)]
     sources, combine = _sources(sets, factors, layout.shape)  # (source and trend, mean square)
@@ -214,8 +217,8 @@ def convergence(result: xr.Dataset) -> pd.DataFrame:
     """R-hat and effective sample size of each member's chain, by the mean test loss of its draws.
 
     Columns: `draws`; `R-hat`, rank-normalised, of the quarters of the chain: well above 1 where it drifts or hangs;
-    `ESS`, in draws. NaN for fewer than 8 draws; below about 20, R-hat scatters by 0.3 and more for independent draws.
-    Chains of different members start at different modes and are not compared.
+    `ESS`, in draws. R-hat is NaN for fewer than 8 draws; below about 20 it scatters by 0.3 even for independent
+    ones. Chains of different members start at different modes and are not compared.
 
     Source: Vehtari et al. 2021, arXiv:1903.08008, by arviz-stats.
     """
@@ -240,7 +243,9 @@ def convergence_warning(table: pd.DataFrame) -> str | None:
         state = (
             f"R-hat {r_hat:.2f}, effective sample size {ess:.0f} of {draws:.0f} draws (median of {len(table)} chains)"
         )
-        return f"the loss of the chains has not converged: {state}; a longer burn_in or thin helps"
+        return (
+            f"the loss of the chains has not converged: {state}; a longer burn_in or thin, or another step_size, helps"
+        )
     return None
 
 

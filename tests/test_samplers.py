@@ -171,6 +171,12 @@ def test_what_a_sampler_cannot_do_is_refused_by_name(digits, monkeypatch):
         samplers.laplace("cnn2", digits, RECIPE)
 
 
+def test_a_matrix_that_fits_no_memory_is_refused(digits):
+    posterior = samplers.laplace("cnn2", digits, RECIPE, members=1, checkpoints=1, subset="all")
+    with pytest.raises(ValueError, match="structure 'full' is not possible for all 225,034 weights; choose kron or d"):
+        attribute(posterior, "gd", device="cpu", workers=1)
+
+
 def test_one_of_your_own_is_one_decorator(digits):
     @samplers.register("once")
     def once(model, task, recipe, *, members=1, checkpoints=1, seed=0):
@@ -217,6 +223,8 @@ def test_refusals(digits, options, message):
         ("crossed", {"members": 3, "inits": 3}, "members: 3 is no grid of 3 initialisations"),
         ("swag", {"collect": 4}, "collect: 4 is not possible; it must be from 2 to the 3 epochs"),
         ("sgld", {"step_size": 0}, "step_size: 0 is not possible; it must be above 0"),
+        ("sgld", {"step_size": float("inf")}, "step_size: inf is not possible; it must be above 0"),
+        ("crossed", {"members": 3}, "members: 3 is no grid of 2 initialisations"),
         ("sgld", {"temperature": -1}, "temperature: -1 is not possible; it must be 0 or more"),
         ("sghmc", {"friction": 1.5}, "friction: 1.5 is not possible; it must be above 0 and at most 1"),
         ("sghmc", {"thin": 0}, "thin: 0 is not possible; it must be at least 1"),

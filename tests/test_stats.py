@@ -217,6 +217,8 @@ def test_variance_components_of_other_layouts():
     np.testing.assert_allclose(last.variance.sum(), sum(TRUE.values()), rtol=0.5)
     with pytest.raises(ValueError, match="at least 2 members"):
         stats.variance_components(tau.isel(sample=tau.member == 0))
+    with pytest.raises(ValueError, match="level: 90 is not possible; it must be between 0 and 1"):
+        stats.variance_components(tau, level=90)
     with pytest.raises(ValueError, match="the same number of draws of each member"):
         stats.variance_components(tau.isel(sample=slice(1, None)))
 

@@ -76,7 +76,7 @@ def potential_gradient(draw: Draw, theta: Theta, task: Task, batch: Tensor, with
 
 def check_chain(step_size: float, temperature: float, burn_in: int, thin: int) -> None:
     """Refuse what no chain can have."""
-    if not step_size > 0:
+    if not 0 < step_size < float("inf"):
         raise ValueError(f"step_size: {step_size} is not possible; it must be above 0")
     check_temperature(temperature)
     for key, value, least in (("burn_in", burn_in, 0), ("thin", thin, 1)):

@@ -38,7 +38,7 @@ def crossed(
 
     Source: the two-way layout with random effects, Searle, Casella and McCulloch 1992, Variance Components, chapter 4.
     """
-    inits = isqrt(members) if inits is None else inits
+    inits = max(2, isqrt(members)) if inits is None else inits
     if inits < 2 or members % inits or members // inits < 2:
         raise ValueError(
             f"members: {members} is no grid of {inits} initialisations × batch orders, 2 of each or more; "

@@ -18,6 +18,8 @@ from tdalib.training import Recipe, Theta, trainable
 
 FIT_BATCH = {"full": 32, "kron": 32, "diag": 4}  # points; the Jacobians that "diag" forms stay in the cache
 
+MOST = 20_000  # weights for which the full matrix is made, 1.6 GB in float32
+
 
 @register("laplace")
 def laplace(
@@ -37,8 +39,9 @@ def laplace(
 
     H is the generalised Gauss–Newton matrix of the mean loss, n λ the precision of the prior. It covers the last layer
     alone (the rest of θ stays at the mode) or all trained weights. The Gauss–Newton matrix is the Hessian for models
-    linear in θ and at an optimum; training stops before one, so θ* is its centre, not a maximum. Draws over all weights
-    of a network leave the region where it is linear: expect high losses at T = 1.
+    linear in θ and at an optimum; training stops before one, so θ* is its centre, not a maximum. The weight decay of
+    the default recipe is so weak a prior that draws at T = 1 have losses of many nats, over all weights more than over
+    the last layer; T = 0.01 and less stays near the mode.
 
     Parameters
     ----------
@@ -48,8 +51,8 @@ def laplace(
     subset : {"last_layer", "all"}
         Weights that vary.
     structure : {"full", "kron", "diag"}
-        Of the matrix. "full" holds P × P numbers for P weights; "kron" and "diag" approximate it by Kronecker factors
-        of each layer and by its diagonal.
+        Of the matrix. "full" holds P × P numbers for P weights, at most 20,000; "kron" and "diag" approximate it by
+        Kronecker factors of each layer and by its diagonal.
     temperature : float
         T scales the covariance; 0 gives the mode.
     stack : int, optional
@@ -61,7 +64,7 @@ def laplace(
     Raises
     ------
     ValueError
-        laplace-torch is not installed, or the recipe has no weight decay.
+        laplace-torch is not installed, or the recipe has no weight decay; in a run, too many weights for "full".
 
     Source: MacKay 1992, Neural Computation 4:448; Daxberger et al. 2021, arXiv:2106.14806.
     """
@@ -102,6 +105,9 @@ def _fit(mode: Draw, task: Task, points: list[int], subset: str, structure: str)
         from laplace import Laplace  # takes seconds
     model = deepcopy(mode.model).to(memory_format=torch.contiguous_format)  # laplace-torch views parameters flat
     model.load_state_dict(mode.theta, strict=False)
+    count = sum(p.numel() for p in mode.theta.values())
+    if (subset, structure) == ("all", "full") and count > MOST:
+        raise ValueError(f"laplace: structure 'full' is not possible for all {count:,} weights; choose kron or diag")
     fitted = Laplace(
         model,
         "regression" if task.y_train.is_floating_point() else "classification",

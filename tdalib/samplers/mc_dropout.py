@@ -52,7 +52,10 @@ def mc_dropout(
     )
     if not dropouts(posterior.model(task, runs[0].init_seed)):
         name = model if isinstance(model, str) else getattr(model, "__name__", "this model")
-        raise ValueError(f"sampler 'mc_dropout' needs a model with dropout; {name} has no nn.Dropout layer")
+        raise ValueError(
+            f"sampler 'mc_dropout' needs a model with dropout; {name} has no nn.Dropout layer "
+            "(mlp has some with its option dropout)"
+        )
     return posterior
 
 
