@@ -8,7 +8,7 @@ import torch
 from scipy.linalg import solve_discrete_lyapunov
 from torch import nn
 
-from tdalib import Recipe, attributors, models, samplers
+from tdalib import Recipe, attributors, samplers
 from tdalib.data import Task
 from tdalib.engine import exact_repeat
 from tdalib.samplers import chain
@@ -21,7 +21,6 @@ RECIPE = Recipe(epochs=400, batch_size=N, learning_rate=0.01, weight_decay=0.1)
 BATCHES_OF_TEN = replace(RECIPE, batch_size=10)
 
 
-@models.register("linear")
 def linear(task, seed):
     return nn.Linear(task.x_train.shape[1], task.y_train.shape[1], bias=False)
 
@@ -60,7 +59,7 @@ def errors(draws, task):
 
 
 def posterior(name, task, checkpoints=100, recipe=BATCHES_OF_TEN, **options):
-    return samplers.get(name)("linear", task, recipe, members=1, checkpoints=checkpoints, **options)
+    return samplers.get(name)(linear, task, recipe, members=1, checkpoints=checkpoints, **options)
 
 
 OPTIONS = {
@@ -119,7 +118,7 @@ def mean_loss(task, without=None):
 
 
 @pytest.mark.parametrize("name", CHAINS)
-@pytest.mark.parametrize("model", ["cnn2", "linear"])
+@pytest.mark.parametrize("model", ["cnn2", linear])
 def test_a_chain_without_a_point_is_that_on_the_data_without_it(name, model, digits, regression):
     """To the bit, given the same batches otherwise: written out as a loop over a data set that lacks the point."""
     task, recipe, j = (digits, Recipe(3, 4), 2) if model == "cnn2" else (regression, BATCHES_OF_TEN, 17)
@@ -186,8 +185,8 @@ def test_swag_on_a_quadratic_with_known_noise():
 
 def test_dropout_masks_are_those_of_training_and_shared_by_points(regression):
     task = regression.first(train=8)
-    drawn = samplers.mc_dropout("with_dropout", task, Recipe(2, 8), members=1, checkpoints=400)
-    (plain,) = samplers.deep_ensemble("with_dropout", task, Recipe(2, 8), members=1, checkpoints=1).draws(0)
+    drawn = samplers.mc_dropout(with_dropout, task, Recipe(2, 8), members=1, checkpoints=400)
+    (plain,) = samplers.deep_ensemble(with_dropout, task, Recipe(2, 8), members=1, checkpoints=1).draws(0)
     draws, without = drawn.draws(0), drawn.draws(0, without=3)
     weight = draws[0].theta["1.weight"]
     assert torch.equal(weight, plain.theta["1.weight"])
@@ -199,7 +198,6 @@ def test_dropout_masks_are_those_of_training_and_shared_by_points(regression):
     assert not torch.equal(weight, without[0].theta["1.weight"])
 
 
-@models.register("with_dropout")
 def with_dropout(task, seed):
     return nn.Sequential(nn.Dropout(0.4), nn.Linear(task.x_train.shape[1], task.y_train.shape[1], bias=False))
 
