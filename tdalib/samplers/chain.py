@@ -38,7 +38,7 @@ def run_chains(
     for j, mode in zip(without, modes(posterior, member, without), strict=True):
         walk = chain(mode, posterior.task, batches, updates(), seed=derive_seed(member.batch_seed, 1, NOISE), without=j)
         kept = [theta for epoch, theta in enumerate(walk, start=1 - burn_in) if epoch > 0 and epoch % thin == 0]
-        yield [replace(mode, theta=theta, checkpoint=k) for k, theta in zip(posterior.numbers, kept, strict=True)]
+        yield posterior.around(mode, kept)
 
 
 def chain(

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import replace
 from importlib.util import find_spec
 from typing import Literal
 
@@ -92,10 +91,7 @@ def run_laplace(
         fitted, names = _fit(mode, task, rest, subset, structure)
         stream = torch.Generator(task.x_train.device).manual_seed(derive_seed(member.batch_seed, 0, NOISE))
         samples = fitted.mean + temperature**0.5 * (fitted.sample(posterior.checkpoints, stream) - fitted.mean)
-        yield [
-            replace(mode, theta=mode.theta | _named(sample, names, mode.theta), checkpoint=k)
-            for k, sample in zip(posterior.numbers, samples, strict=True)
-        ]
+        yield posterior.around(mode, (mode.theta | _named(sample, names, mode.theta) for sample in samples))
 
 
 def _fit(mode: Draw, task: Task, points: list[int], subset: str, structure: str):

@@ -1,6 +1,6 @@
 """What every sampler gives: a posterior of members, each a list of draws with provenance."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from hashlib import sha256
@@ -134,6 +134,10 @@ class Posterior:
         """The draws of a member by number: the epochs that are kept, or 1, 2, …"""
         last = self.recipe.epochs if self.kind == "epochs" else self.checkpoints
         return range(last - self.checkpoints + 1, last + 1)
+
+    def around(self, mode: Draw, thetas: Iterable[Theta]) -> list[Draw]:
+        """The draws of a member that has these θ, numbered; the rest of their provenance is that of `mode`."""
+        return [replace(mode, theta=theta, checkpoint=k) for k, theta in zip(self.numbers, thetas, strict=True)]
 
     @property
     def stacked(self) -> int:

@@ -57,22 +57,22 @@ def run_swag(posterior: Posterior, member: Member, without: Sequence[int | None]
     for draws in train_member(replace(posterior, checkpoints=kept, kind="epochs"), member, without):
         stream = torch.Generator().manual_seed(derive_seed(member.batch_seed, 0, NOISE))
         thetas = gaussian([draw.theta for draw in draws], posterior.checkpoints, stream)
-        yield [
-            replace(draws[-1], theta=theta, checkpoint=k) for k, theta in zip(posterior.numbers, thetas, strict=True)
-        ]
+        yield posterior.around(draws[-1], thetas)
 
 
 def gaussian(trajectory: list[Theta], count: int, stream: torch.Generator) -> Iterator[Theta]:
     """`count` draws from the SWAG Gaussian of a trajectory: θ̄ + √½ σ z₁ + D z₂ / √(2 (K − 1)), (P,) each."""
     stacked = {name: torch.stack([theta[name] for theta in trajectory]) for name in trajectory[0]}  # (K, ...)
     mean = {name: values.mean(0) for name, values in stacked.items()}
+    deviations = {name: values - mean[name] for name, values in stacked.items()}
+    spread = {name: apart.square().mean(0).sqrt() for name, apart in deviations.items()}
     rank = max(1, len(trajectory) - 1)
     for _ in range(count):
         z1 = standard_normals(mean, stream)
         (z2,) = standard_normals({"": next(iter(stacked.values())).flatten(1)[:, 0]}, stream).values()  # (K,)
-        theta = {}
-        for name, centre in mean.items():
-            deviations = stacked[name] - centre
-            low_rank = torch.tensordot(z2, deviations, 1) / (2 * rank) ** 0.5
-            theta[name] = centre + deviations.square().mean(0).sqrt() * z1[name] / 2**0.5 + low_rank
-        yield theta
+        yield {
+            name: centre
+            + spread[name] * z1[name] / 2**0.5
+            + torch.tensordot(z2, deviations[name], 1) / (2 * rank) ** 0.5
+            for name, centre in mean.items()
+        }
