@@ -41,6 +41,145 @@ def test_every_pair_against_scipy(draws, chunks):
         assert got.p_t == pytest.approx(scipy.stats.ttest_1samp(values, 0).pvalue, rel=1e-4)
         assert got.p_noise == pytest.approx(2 * scipy.stats.norm.cdf(-abs(mean) / std), rel=1e-4)
         assert bool(got.noise_dominated) == (std > abs(mean))
+        signs = np.sign(draws[:, :, train, test, method]) == np.sign(mean)
+        assert got.same_sign == pytest.approx(signs.mean())
+        flipped = scipy.stats.permutation_test(
+            (values,), lambda x, axis: x.mean(axis), permutation_type="samples", n_resamples=np.inf, vectorized=True
+        )
+        assert got.p_flip == pytest.approx(flipped.pvalue)
+    for method in range(3):
+        p = table.p_t.isel(method=method).values.ravel()
+        q = table.q.isel(method=method).values.ravel()
+        np.testing.assert_allclose(q, scipy.stats.false_discovery_control(p))
+
+
+@pytest.mark.parametrize("members", [4, 10])
+def test_interval_is_the_studentised_bootstrap(members):
+    """Against a plain loop over resamples of one pair, and where three members cannot bound the mean."""
+    values = np.random.default_rng(3).exponential(size=(members, 1, 1, 1, 1))
+    table, x = stats.per_pair(simulate(values), level=0.8), values.ravel()
+    stream, t = np.random.default_rng(4), []
+    while len(t) < 20_000:
+        again = stream.choice(x, members)
+        spread = again.std(ddof=1)
+        t.append((again.mean() - x.mean()) / spread if spread else np.sign(again.mean() - x.mean()) * np.inf)
+    low, high = x.mean() - np.quantile(t, [0.9, 0.1], method="nearest") * x.std(ddof=1)
+    width = high - low
+    assert float(table.low.squeeze()) == pytest.approx(low, abs=0.1 * width)
+    assert float(table.high.squeeze()) == pytest.approx(high, abs=0.1 * width)
+    three = stats.per_pair(simulate(values[:3]))
+    assert np.isinf(three.low).all() and np.isinf(three.high).all()
+
+
+@pytest.mark.parametrize(("draw", "truth"), [("normal", 0), ("exponential", 1)])
+@pytest.mark.parametrize("members", [5, 10, 20])
+def test_interval_covers_the_mean(draw, truth, members):
+    draws = getattr(np.random.default_rng(5), draw)(size=(members, 1, 50, 80, 1))
+    table = stats.per_pair(simulate(draws), level=0.9)
+    covered = float(((table.low <= truth) & (truth <= table.high)).mean())
+    assert 0.87 < covered < 0.94
+
+
+@pytest.mark.parametrize("value", [2, 0.1])
+def test_constant_pairs_have_a_point_as_interval(draws, value):
+    draws = np.concatenate([draws, draws[:1]])  # seven members, whose mean rounds
+    draws[..., 0] = value
+    table = stats.per_pair(simulate(draws)).isel(method=0)
+    for end in (table.low, table.high, table["mean"]):
+        np.testing.assert_allclose(end, np.float32(value))
+    assert (table.same_sign == 1).all()
+
+
+def test_level_must_be_possible(draws):
+    with pytest.raises(ValueError, match="level: 95 is not possible; it must be between 0 and 1"):
+        stats.per_pair(simulate(draws), level=95)
+
+
+def test_many_members_are_flipped_at_random():
+    values = np.random.default_rng(6).normal(0.5, 1, size=(16, 1, 3, 4, 1))
+    table = stats.per_pair(simulate(values))
+    for train, test in np.ndindex(3, 4):
+        x = values[:, 0, train, test, 0].astype(np.float32).astype(float)
+        signs = np.array(np.meshgrid(*[[-1, 1]] * 15)).reshape(15, -1)
+        exact = (abs(x[0] + x[1:] @ signs) >= abs(x.sum()) * (1 - 1e-9)).mean()
+        assert float(table.p_flip[train, test, 0]) == pytest.approx(exact, abs=4 * np.sqrt(exact / 2048) + 1 / 2048)
+
+
+@pytest.mark.parametrize("shared", [0, 0.7], ids=["independent pairs", "pairs that share noise"])
+def test_trustworthy_keeps_the_false_discovery_rate(shared):
+    """Half of the pairs have no effect; of what is listed, on average no more than the asked share is false."""
+    stream, false, listed = np.random.default_rng(7), [], 0
+    effect = np.where(np.arange(2000) % 2, 0, 1.5)
+    for _ in range(60):
+        noise = shared * stream.normal(size=(8, 1)) + np.sqrt(1 - shared**2) * stream.normal(size=(8, 2000))
+        pairs = stats.trustworthy(simulate((effect + noise).reshape(8, 1, 20, 100, 1)), fdr=0.1)
+        wrong = effect.reshape(20, 100)[pairs.train, pairs.test] == 0
+        false.append(wrong.mean() if len(pairs) else 0)
+        listed += len(pairs)
+    assert np.mean(false) < 0.1 + 2 * np.std(false) / np.sqrt(60)
+    assert listed > 60 * 500
+
+
+def test_trustworthy_names_the_images(draws):
+    draws[:, :, 2, 3, 1] = 5 + 0.01 * draws[:, :, 2, 3, 1]
+    draws[:, :, 0, 4, 1] = -5 + 0.1 * draws[:, :, 0, 4, 1]
+    tau = simulate(draws).assign_coords(train_index=("train", [10, 20, 30, 40]), test_class=("test", list("abcde")))
+    pairs = stats.trustworthy(tau, fdr=1e-3)
+    assert pairs[["method", "train", "test", "train_index", "test_class"]].values.tolist() == [
+        ["m1", 2, 3, 30, "d"], ["m1", 0, 4, 10, "e"],
+    ]  # fmt: skip
+    assert pairs["snr"].is_monotonic_decreasing and not pairs["noise_dominated"].any()
+    pd.testing.assert_frame_equal(pairs, stats.trustworthy(stats.per_pair(tau), fdr=1e-3))
+    none = stats.trustworthy(tau, fdr=1e-30)
+    assert len(none) == 0 and list(none.columns) == list(pairs.columns)
+    with pytest.raises(ValueError, match="fdr: 5 is not possible; it must be between 0 and 1"):
+        stats.trustworthy(tau, fdr=5)
+
+
+def leave_one_out(stream, members=10, seeds=1.0, effect=0.3):
+    """Losses whose noise θ and θ\\j share, but for a little."""
+    shape = (members, 3, 20, 30)  # (member, checkpoint, train, test)
+    loss = seeds * stream.normal(size=(members, 1, 1, shape[3])) * np.ones((1, 3, 1, 1))
+    without = loss + effect + 0.1 * stream.normal(size=shape)
+    flat = members * 3
+    return xr.Dataset(
+        {
+            "loss": (("sample", "test"), loss.reshape(flat, 30)),
+            "loss_without": (("sample", "train", "test"), without.reshape(flat, 20, 30)),
+        },
+        {"member": ("sample", np.arange(members).repeat(3)), "checkpoint": ("sample", np.tile([1, 2, 3], members))},
+    )
+
+
+def test_uncoupled_draws_take_losses_of_two_members():
+    result = leave_one_out(np.random.default_rng(8), members=5)
+    tau = stats.uncoupled(result)
+    assert tau.dims == ("sample", "train", "test", "method") and tau.sizes["sample"] == 6
+    assert tau.member.values.tolist() == [0, 0, 0, 2, 2, 2] and tau.checkpoint.values.tolist() == [1, 2, 3] * 2
+    by_hand = result.loss_without.values[[3, 4, 5, 9, 10, 11]] - result.loss.values[[0, 1, 2, 6, 7, 8], None]
+    np.testing.assert_allclose(tau.values[..., 0], by_hand)
+    with pytest.raises(ValueError, match="loss_without"):
+        stats.uncoupled(result[["loss"]])
+    with pytest.raises(ValueError, match="at least 2 members"):
+        stats.uncoupled(result.isel(sample=slice(0, 3)))
+
+
+def test_uncoupled_draws_are_independent_and_noisier():
+    """Without an effect their p-values are uniform; with one, coupled draws see it and uncoupled ones do not."""
+    null = [
+        stats.per_pair(stats.uncoupled(leave_one_out(np.random.default_rng(k), effect=0))).p_t.values[0, 0, 0]
+        for k in range(200)
+    ]
+    assert scipy.stats.kstest(null, "uniform").pvalue > 0.01
+    result = leave_one_out(np.random.default_rng(9))
+    coupled = (result.loss_without - result.loss).expand_dims(method=["loo"], axis=-1)
+    assert stats.per_pair(stats.uncoupled(result))["std"].mean() > 5 * stats.per_pair(coupled)["std"].mean()
+    assert (
+        (stats.per_pair(coupled).q < 0.05).mean()
+        > 0.99
+        > 0.2
+        > (stats.per_pair(stats.uncoupled(result)).q < 0.05).mean()
+    )
 
 
 def test_p_t_is_uniform_under_the_null_and_p_noise_is_not():

@@ -1,0 +1,241 @@
+"""Do methods agree, with each other and with the ground truth: over pairs, and draw by draw."""
+
+import json
+import warnings
+
+import numpy as np
+import scipy.special
+import scipy.stats
+import xarray as xr
+
+from tdalib.stats.pairs import blocks, by_member
+from tdalib.stats.proponents import in_top, proponents
+
+PAIRS = 10_000  # whose resamples are correlated
+SPLITS = 20  # of the members into halves
+KINDS = ["pearson", "spearman"]
+STATISTICS = ["mean", "std", "snr", "p_t", "p_noise"]
+
+
+def agreement(tau: xr.DataArray, *, k: int = 5, resamples: int = 200, level: float = 0.9, seed: int = 0) -> xr.Dataset:
+    """How alike methods see the pairs: correlations of their tables, signs, and the head of their lists.
+
+    Parameters
+    ----------
+    tau : DataArray (sample, train, test, method) with the coordinate `member`
+    k : int
+        Length of the lists.
+    resamples, level, seed
+        Of the bootstrap over members: how many, the level of the interval, the seed.
+
+    Returns
+    -------
+    Dataset
+        `correlation` (statistic, kind, method, other): over pairs, of "mean", "std", "snr", "p_t" and "p_noise" as in
+        `per_pair`; kind "pearson" or "spearman". A pair for which a method has no finite value is left out of all.
+        `low`, `high`: its interval, what as many other members would give. Members are resampled for all methods
+        together; the scatter of Fisher's z is laid around the estimate, because resampled means are noisier than the
+        means and so correlate less. Of more than 10,000 pairs as many are drawn at random for it.
+        `same_sign` (method, other): share of pairs whose means have one sign, of those where neither is 0.
+        `top_k` (test, method, other): share of the `k` strongest proponents, by mean, that two methods have in common.
+
+    Raises
+    ------
+    ValueError
+        One member alone, an impossible `level` or `k`.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level: {level} is not possible; it must be between 0 and 1")
+    draws, x = _draws(tau)  # (member, method, pair)
+    if not 1 <= k <= draws.sizes["train"]:
+        raise ValueError(f"k: {k} is not possible; it must be from 1 to the number of train points")
+    stream, members, pairs = np.random.default_rng(seed), len(x), x.shape[-1]
+    found = _correlations(x.mean(0), x.std(0, ddof=1), members)  # (statistic, kind, method, other)
+    some = x if pairs <= PAIRS else x[..., np.sort(stream.choice(pairs, PAIRS, replace=False))]
+    redrawn = []
+    for _ in range(resamples):
+        chosen = some[stream.integers(members, size=members)]
+        redrawn.append(_correlations(chosen.mean(0), chosen.std(0, ddof=1), members))
+    z, centre = _fisher(np.stack(redrawn)), _fisher(found)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of methods that never vary
+        low, high = np.nanquantile(z - np.nanmean(z, 0), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    sign = np.sign(x.mean(0))
+    both = abs(sign) @ abs(sign).T
+    top = in_top(proponents(draws.mean("member"), k), draws.sizes["train"])  # (test, method, train)
+    names = draws.method.values
+    dims = ("statistic", "kind", "method", "other")
+    return xr.Dataset(
+        {
+            "correlation": (dims, found),
+            "low": (dims, np.tanh(centre + low)),
+            "high": (dims, np.tanh(centre + high)),
+            "same_sign": (("method", "other"), (sign @ sign.T + both) / np.where(both > 0, 2 * both, np.nan)),
+            "top_k": (("test", "method", "other"), top @ top.swapaxes(1, 2) / k),
+        },
+        {"statistic": STATISTICS, "kind": KINDS, "method": names, "other": names},
+        {"members": members, "level": level, "k": k},
+    )
+
+
+def noise_ceiling(tau: xr.DataArray, truth: str = "loo", *, seed: int = 0) -> xr.Dataset:
+    """How well a method can correlate with a ground truth that is noisy itself, and how near each comes to that.
+
+    Parameters
+    ----------
+    tau : DataArray (sample, train, test, method) with the coordinate `member`
+    truth : str
+        The method that is compared with.
+    seed : int
+        Of the splits of the members into halves, over which is averaged.
+
+    Returns
+    -------
+    Dataset
+        `reliability` (kind, method): correlation over pairs of the means of τ with those of as many other members,
+        from those of two halves by the formula of Spearman and Brown (both 1910).
+        `ceiling` (kind): the square root of the truth's reliability, what its noiseless expectation would reach.
+        `correlation` (kind, method): of the means with the truth's, the noise of shared members included.
+        `of_ceiling` (kind, method): correlation / ceiling. A method from the same members shares their noise with the
+        truth, so that it can pass 1.
+        `true_correlation` (kind, method): of the expectations, free of noise: the correlation of a method on one half
+        with the truth on the other, divided by the geometric mean of the two's split-half correlations (Spearman 1904).
+        NaN where a split-half correlation is not above 0.
+
+    Raises
+    ------
+    ValueError
+        One member alone, or a truth that is not among the methods.
+    """
+    draws, x = _draws(tau)
+    at, members = _position(draws, truth), len(x)
+    half, stream = members // 2, np.random.default_rng(seed)
+    across = 0.0
+    for _ in range(SPLITS):
+        order = stream.permutation(members)
+        first, second = x[order[:half]].mean(0), x[order[half : 2 * half]].mean(0)
+        across += (
+            np.stack([_correlation(*ends) for ends in ((first, second), (_ranks(first), _ranks(second)))]) / SPLITS
+        )
+    across = (across + across.swapaxes(1, 2)) / 2  # (kind, method, other)
+    own = np.where(across > 0, across, np.nan)[:, *np.diag_indices(x.shape[1])]  # (kind, method)
+    reliability = own * members / half / (1 + (members / half - 1) * own)
+    mean = x.mean(0)
+    table = xr.Dataset(
+        {
+            "reliability": (("kind", "method"), reliability),
+            "ceiling": ("kind", np.sqrt(reliability[:, at])),
+            "correlation": (("kind", "method"), np.stack([_correlation(v, v)[at] for v in (mean, _ranks(mean))])),
+            "true_correlation": (("kind", "method"), across[:, at] / np.sqrt(own[:, at, None] * own)),
+        },
+        {"kind": KINDS, "method": draws.method.values},
+        {"members": members, "truth": truth},
+    )
+    return table.assign(of_ceiling=table.correlation / table.ceiling)
+
+
+def distances(tau: xr.DataArray, truth: str = "loo") -> xr.Dataset:
+    """How far the draws of τ of each method lie from those of the ground truth, pair by pair, after rescaling.
+
+    Parameters
+    ----------
+    tau : DataArray (sample, train, test, method)
+    truth : str
+        The method that is compared with.
+
+    Returns
+    -------
+    Dataset
+        `scale` (method): what the method's draws are multiplied by, since methods have different units: the factor,
+        not below 0, for which the mean squared Wasserstein-2 distance over all pairs is least.
+        `w1`, `w2` (train, test, method): Wasserstein distances, in the unit of the truth.
+        `energy`: the energy distance (2 ∫ (F − G)²)^½ of scipy, in the square root of that unit.
+        `ks`: Kolmogorov and Smirnov's, the largest |F − G|.
+        NaN where a τ is missing. The truth itself is left out.
+
+    Raises
+    ------
+    ValueError
+        The truth is not among the methods, or there is nothing else.
+    """
+    names = list(map(str, np.atleast_1d(tau.method.values)))
+    _position(tau, truth)
+    others = [name for name in names if name != truth]
+    if not others:
+        raise ValueError(f"there is no method beside {truth!r} to compare with it")
+    core = {"input_core_dims": [["sample"]], "output_core_dims": [["sample"]]}
+    ordered = xr.apply_ufunc(np.sort, blocks(tau), **core, dask="parallelized", output_dtypes=[tau.dtype]).compute()
+    true, other = ordered.loc[{"method": truth}].drop_vars("method"), ordered.loc[{"method": others}]
+    over = ["sample", "train", "test"]
+    with np.errstate(invalid="ignore"):
+        scale = xr.dot(true, other, dim=over) / xr.dot(other, other, dim=over)  # of the pairs that are there
+    table = xr.apply_ufunc(
+        _distances, true.chunk(train=25), other.chunk(train=25) * scale.clip(min=0),
+        input_core_dims=[["sample"], ["sample"]], output_core_dims=[["distance"]], dask="parallelized",
+        output_dtypes=[float], dask_gufunc_kwargs={"output_sizes": {"distance": 4}},
+    )  # fmt: skip
+    table = table.compute().assign_coords(distance=["w1", "w2", "energy", "ks"]).to_dataset("distance")
+    unit = json.loads(tau.attrs.get("units", "{}")).get(truth, "")
+    return table.assign(scale=scale.clip(min=0)).assign_attrs(truth=truth, unit=unit)
+
+
+def _distances(true: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """w1, w2, energy and ks of sorted draws: two arrays (…, sample) → (…, distance)."""
+    true, other = np.broadcast_arrays(true, other)
+    apart = np.abs(true - other, dtype=np.float64)
+    pooled = np.concatenate([true, other], -1).astype(np.float64)
+    order = np.argsort(pooled, -1)
+    step = np.where(order < true.shape[-1], 1.0, -1.0) / true.shape[-1]
+    gap = np.diff(np.take_along_axis(pooled, order, -1))  # 0 where draws are equal
+    above = np.cumsum(step, -1)[..., :-1]  # F − G between neighbours
+    energy = np.sqrt(2 * (above**2 * gap).sum(-1))
+    ks = np.where(gap > 0, abs(above), 0).max(-1)
+    ks = np.where(np.isnan(energy), np.nan, ks)
+    return np.stack([apart.mean(-1), np.sqrt(np.square(apart).mean(-1)), energy, ks], -1)
+
+
+def _draws(tau: xr.DataArray) -> tuple[xr.DataArray, np.ndarray]:
+    """τ by member, (member, train, test, method), and the pairs that no method lacks, (member, method, pair).
+
+    Members are put into an order of their own, so that resamples and splits do not depend on that of the samples.
+    """
+    draws = by_member(tau if "method" in tau.dims else tau.expand_dims("method"))
+    draws = draws.transpose("member", "train", "test", "method").astype(np.float64).compute()
+    if draws.sizes["member"] < 2:
+        raise ValueError("agreement of methods needs at least 2 members")
+    x = np.moveaxis(draws.values.reshape(len(draws), -1, draws.sizes["method"]), -1, 1)
+    x = x[..., ~np.isnan(x).any((0, 1))]
+    return draws, x[np.lexsort(x.mean(-1).T)]
+
+
+def _position(tau: xr.DataArray, truth: str) -> int:
+    names = list(map(str, np.atleast_1d(tau.method.values)))
+    if truth not in names:
+        raise ValueError(f"truth {truth!r} is not among the methods {', '.join(names)}")
+    return names.index(truth)
+
+
+def _correlations(mean: np.ndarray, std: np.ndarray, members: int) -> np.ndarray:
+    """Of the tables (method, pair) of so many members: (statistic, kind, method, method)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        snr = np.where((mean == 0) & (std == 0), 0, abs(mean) / std)
+    p_t = 2 * scipy.special.stdtr(members - 1, -snr * np.sqrt(members))
+    tables = mean, std, snr, p_t, 2 * scipy.special.ndtr(-snr)
+    tables = [values[:, np.isfinite(values).all(0)] for values in tables]
+    return np.stack([[_correlation(v, v) for v in (values, _ranks(values))] for values in tables])
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pearson's, of each row with each: (method, pair), (other, pair) → (method, other)."""
+    a, b = (v - v.mean(1, keepdims=True) for v in (a, b))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (a, b))
+    return (a @ b.T).clip(-1, 1)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    return scipy.stats.rankdata(values, axis=1)
+
+
+def _fisher(r: np.ndarray) -> np.ndarray:
+    return np.arctanh(r.clip(-1 + 1e-12, 1 - 1e-12))

@@ -1,0 +1,142 @@
+"""How many members do I need? The power of the t test over members, from a formula or from a pilot store."""
+
+import warnings
+
+import numpy as np
+import scipy.stats
+import xarray as xr
+from scipy.optimize import elementwise
+
+from tdalib.stats.pairs import by_member, q_value, t_p
+
+MOST = 1000  # members; whoever needs more is told infinity
+SUBSETS = 6  # of the members, for each count
+SNR = np.concatenate([[0], np.geomspace(0.02, 50, 80)])  # of which the pairs are a mixture
+ALPHA = np.geomspace(1e-9, 1, 200)
+
+
+def t_power(snr, members, alpha=0.05) -> np.ndarray:
+    """Chance that the two-sided Student t test of so many draws finds an effect of this |mean| / std at level `alpha`.
+
+    Arrays broadcast. For normal τ, by the noncentral t distribution (Cohen 1988, Statistical Power Analysis, ch. 2).
+    """
+    members = np.asarray(members, float)
+    return _beyond(scipy.stats.t.isf(np.asarray(alpha) / 2, members - 1), snr, members)
+
+
+def smallest_snr(members, level: float = 0.8, alpha: float = 0.05) -> np.ndarray:
+    """The smallest |mean| / std that so many members find with power `level`; arrays broadcast."""
+    members = np.asarray(members, float)
+    high = 20 * scipy.stats.t.isf(alpha / 2, members - 1) / np.sqrt(members)
+    bracket = np.zeros_like(high), high
+    return elementwise.find_root(lambda snr, n: t_power(snr, n, alpha) - level, bracket, args=(members,)).x
+
+
+def members_needed(snr, level: float = 0.8, alpha: float = 0.05) -> np.ndarray:
+    """The least number of members that finds this |mean| / std with power `level`; infinity for more than 1,000."""
+    snr = np.abs(snr)
+    found = smallest_snr(np.arange(MOST, 1, -1), level, alpha)  # rises as members get fewer
+    enough = np.searchsorted(found, snr, side="right")  # counts of members that find it
+    return np.where(np.isnan(snr), np.nan, np.where(enough > 0, MOST + 1.0 - enough, np.inf))
+
+
+def power(tau: xr.DataArray, members=None, *, fdr: float = 0.05, level: float = 0.8, seed: int = 0) -> xr.Dataset:
+    """What more members would show, from a pilot: a store with a few.
+
+    Parameters
+    ----------
+    tau : DataArray (sample, train, test, method) with the coordinate `member`
+    members : sequence of int, optional
+        Counts to ask about; by default from 2 to five times those of the pilot.
+    fdr : float
+        A pair is found where q ≤ `fdr`, as in `trustworthy`.
+    level : float
+        Power that `needed` asks for.
+    seed : int
+        Of the subsets of members.
+
+    Returns
+    -------
+    Dataset
+        `found` (members, method): share of pairs found by so many of the pilot's members, mean over subsets; NaN for
+        more than the pilot has.
+        `predicted` (members, method): the same for any count. The pairs are taken for a mixture of signal-to-noise
+        ratios, fitted to the t statistics of the pilot by maximum likelihood (Kiefer and Wolfowitz 1956), so that the
+        scatter of the pilot's own estimates is not taken for signal.
+        `needed` (train, test, method): members with which a t test at level 0.05 finds this pair with power `level`.
+        By the unbiased estimate of SNR²; infinite where that is not above 0, and for more than 1,000.
+
+    Raises
+    ------
+    ValueError
+        A pilot of fewer than 4 members, a count below 2, an impossible `fdr` or `level`.
+    """
+    for name, value in {"fdr": fdr, "level": level}.items():
+        if not 0 < value < 1:
+            raise ValueError(f"{name}: {value} is not possible; it must be between 0 and 1")
+    tau = tau if "method" in tau.dims else tau.expand_dims("method")
+    draws = by_member(tau).transpose("member", "train", "test", "method").compute()
+    pilot = draws.sizes["member"]
+    if pilot < 4:
+        raise ValueError(f"a pilot needs at least 4 members, not {pilot}")
+    default = [k for k in (*range(2, 11), 12, 15, 20, 30, 40, 50, 75, 100, 150, 200) if k <= 5 * pilot]
+    counts = np.unique(default if members is None else members)
+    if len(counts) == 0 or counts[0] < 2:
+        raise ValueError(f"members: {members} is not possible; it must be counts of 2 or more")
+    found, predicted, needed = [], [], []
+    for method in range(draws.sizes["method"]):
+        x = draws.values[..., method].reshape(pilot, -1).astype(np.float64)  # (member, pair)
+        there = x[:, ~np.isnan(x).any(0)]
+        stream = np.random.default_rng(seed)
+        found.append([_found(there, k, fdr, stream) if k <= pilot else np.nan for k in counts])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            snr = np.where((x == 0).all(0), 0, abs(x.mean(0)) / x.std(0, ddof=1))  # (pair,)
+            squared = snr**2 * (pilot - 3) / (pilot - 1) - 1 / pilot
+        weights = _mixture(snr[~np.isnan(snr)] * np.sqrt(pilot), pilot)
+        predicted.append([_predicted(weights, k, fdr) for k in counts])
+        needed.append(members_needed(np.sqrt(np.maximum(squared, 0)), level).reshape(draws.shape[1:3]))
+    table = xr.Dataset(
+        {
+            "found": (("method", "members"), found),
+            "predicted": (("method", "members"), predicted),
+            "needed": (("method", "train", "test"), needed),
+        },
+        {"members": counts, **{name: c for name, c in draws.coords.items() if "member" not in c.dims}},
+        {"pilot": pilot, "fdr": fdr, "level": level},
+    )
+    return table.transpose("members", "train", "test", "method")
+
+
+def _beyond(critical, snr, members) -> np.ndarray:
+    """P(|T| > critical), T the t statistic of `members` normal draws; arrays broadcast."""
+    shift = np.minimum(np.abs(snr) * np.sqrt(members), 1e6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        wrong_side = scipy.stats.nct.cdf(-critical, members - 1, shift)  # NaN where it is too small for scipy
+        return scipy.stats.nct.sf(critical, members - 1, shift) + np.nan_to_num(wrong_side)
+
+
+def _found(x: np.ndarray, count: int, fdr: float, stream: np.random.Generator) -> float:
+    """Share of the pairs that `count` of the members find, (member, pair), averaged over subsets of the members."""
+    subsets = {tuple(np.sort(stream.permutation(len(x))[:count])) for _ in range(SUBSETS if count < len(x) else 1)}
+    tables = [t_p(x[list(subset)].T) for subset in sorted(subsets)]
+    return float(np.mean([(q_value(np.nan_to_num(p, nan=1.0)) <= fdr).mean() for p in tables]))
+
+
+def _mixture(t: np.ndarray, members: int) -> np.ndarray:
+    """Weights of the SNR that make the |t| of the pairs most likely, by expectation maximisation on their histogram."""
+    edges = np.unique(np.quantile(t[np.isfinite(t)], np.linspace(0, 1, 300)[1:-1])) if np.isfinite(t).any() else []
+    edges = np.concatenate([[0], edges, [np.inf]])
+    counts = np.histogram(np.minimum(t, np.finfo(float).max), edges)[0]  # (bin,)
+    beyond = np.concatenate([_beyond(edges[:-1, None], SNR, members), np.zeros((1, len(SNR)))])
+    likely = np.maximum(-np.diff(beyond, axis=0), 1e-300)  # (bin, SNR)
+    weights = np.full(len(SNR), 1 / len(SNR))
+    for _ in range(2000):
+        weights *= (counts / (likely @ weights)) @ likely / counts.sum()
+    return weights
+
+
+def _predicted(weights: np.ndarray, members: int, fdr: float) -> float:
+    """Share of pairs with q ≤ fdr in a large mixture: at the largest level ≤ fdr times the share found at it."""
+    found = t_power(SNR, members, ALPHA[:, None]) @ weights  # (level,)
+    return float(found[fdr * found >= ALPHA].max(initial=0.0))
