@@ -35,7 +35,8 @@ def agreement(tau: xr.DataArray, *, k: int = 5, resamples: int = 200, level: flo
         `per_pair`; kind "pearson" or "spearman". A pair for which a method has no finite value is left out of all.
         `low`, `high`: its interval, what as many other members would give. Members are resampled for all methods
         together; the scatter of Fisher's z is laid around the estimate, because resampled means are noisier than the
-        means and so correlate less. Of more than 10,000 pairs as many are drawn at random for it.
+        means and so correlate less, and widened for few members (Hesterberg 2015, Amer. Statist. 69:371). Of more than
+        10,000 pairs as many are drawn at random for it.
         `same_sign` (method, other): share of pairs whose means have one sign, of those where neither is 0.
         `top_k` (test, method, other): share of the `k` strongest proponents, by mean, that two methods have in common.
 
@@ -59,7 +60,7 @@ def agreement(tau: xr.DataArray, *, k: int = 5, resamples: int = 200, level: flo
     z, centre = _fisher(np.stack(redrawn)), _fisher(found)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of methods that never vary
-        low, high = np.nanquantile(z - np.nanmean(z, 0), [(1 - level) / 2, (1 + level) / 2], axis=0)
+        low, high = _widen(members, level) * np.nanquantile(z - np.nanmean(z, 0), [(1 - level) / 2, (1 + level) / 2], 0)
     sign = np.sign(x.mean(0))
     both = abs(sign) @ abs(sign).T
     top = in_top(proponents(draws.mean("member"), k), draws.sizes["train"])  # (test, method, train)
@@ -166,17 +167,17 @@ def distances(tau: xr.DataArray, truth: str = "loo") -> xr.Dataset:
     core = {"input_core_dims": [["sample"]], "output_core_dims": [["sample"]]}
     ordered = xr.apply_ufunc(np.sort, blocks(tau), **core, dask="parallelized", output_dtypes=[tau.dtype]).compute()
     true, other = ordered.loc[{"method": truth}].drop_vars("method"), ordered.loc[{"method": others}]
+    other = other.where((true + other).notnull().all("sample"))  # a pair is whole or missing
     over = ["sample", "train", "test"]
-    with np.errstate(invalid="ignore"):
-        scale = xr.dot(true, other, dim=over) / xr.dot(other, other, dim=over)  # of the pairs that are there
+    scale = ((true * other).sum(over) / (other**2 * true.notnull()).sum(over)).clip(min=0)
     table = xr.apply_ufunc(
-        _distances, true.chunk(train=25), other.chunk(train=25) * scale.clip(min=0),
+        _distances, true.chunk(train=25), other.chunk(train=25) * scale,
         input_core_dims=[["sample"], ["sample"]], output_core_dims=[["distance"]], dask="parallelized",
         output_dtypes=[float], dask_gufunc_kwargs={"output_sizes": {"distance": 4}},
     )  # fmt: skip
     table = table.compute().assign_coords(distance=["w1", "w2", "energy", "ks"]).to_dataset("distance")
     unit = json.loads(tau.attrs.get("units", "{}")).get(truth, "")
-    return table.assign(scale=scale.clip(min=0)).assign_attrs(truth=truth, unit=unit)
+    return table.assign(scale=scale).assign_attrs(truth=truth, unit=unit)
 
 
 def _distances(true: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -227,10 +228,18 @@ def _correlations(mean: np.ndarray, std: np.ndarray, members: int) -> np.ndarray
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Pearson's, of each row with each: (method, pair), (other, pair) → (method, other)."""
+    if a.shape[1] == 0:
+        return np.full((len(a), len(b)), np.nan)
     a, b = (v - v.mean(1, keepdims=True) for v in (a, b))
     with np.errstate(divide="ignore", invalid="ignore"):
         a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (a, b))
     return (a @ b.T).clip(-1, 1)
+
+
+def _widen(members: int, level: float) -> float:
+    """Resampled means scatter less than means, and few members tell their scatter badly."""
+    tail = (1 + level) / 2
+    return np.sqrt(members / (members - 1)) * scipy.stats.t.ppf(tail, members - 1) / scipy.stats.norm.ppf(tail)
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

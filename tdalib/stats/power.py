@@ -87,6 +87,7 @@ def power(tau: xr.DataArray, members=None, *, fdr: float = 0.05, level: float = 
     for method in range(draws.sizes["method"]):
         x = draws.values[..., method].reshape(pilot, -1).astype(np.float64)  # (member, pair)
         there = x[:, ~np.isnan(x).any(0)]
+        there = there[np.argsort(there.mean(1))]  # so that subsets do not depend on the order of the members
         stream = np.random.default_rng(seed)
         found.append([_found(there, k, fdr, stream) if k <= pilot else np.nan for k in counts])
         with np.errstate(divide="ignore", invalid="ignore"):

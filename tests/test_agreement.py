@@ -1,0 +1,171 @@
+"""Agreement against scipy, against loops, and against simulated τ whose correlation is known."""
+
+import numpy as np
+import pytest
+import scipy.stats
+import xarray as xr
+from simulated import simulate
+
+from tdalib import stats
+
+
+def methods(stream, members=10, pairs=(30, 40), rho=0.6, noise=(1.0, 1.0), shared=0.0, checkpoints=1):
+    """Two methods: expectations with correlation `rho` over pairs, noise of each, `shared` between them by member."""
+    expectation = stream.multivariate_normal([0, 0], [[1, rho], [rho, 1]], size=pairs)
+    shape = members, checkpoints, *pairs, 2
+    common = stream.normal(size=(*shape[:-1], 1))
+    own = np.sqrt(shared) * common + np.sqrt(1 - shared) * stream.normal(size=shape)
+    return simulate(expectation + own * np.asarray(noise))
+
+
+def test_correlations_against_scipy():
+    tau = methods(np.random.default_rng(0), members=6, checkpoints=2)
+    table, pairs = stats.agreement(tau, resamples=10), stats.per_pair(tau)
+    for statistic in ("mean", "std", "snr", "p_t", "p_noise"):
+        a, b = pairs[statistic].values.reshape(-1, 2).T
+        got = table.correlation.sel(statistic=statistic).isel(method=0, other=1)
+        assert float(got.sel(kind="pearson")) == pytest.approx(scipy.stats.pearsonr(a, b).statistic, abs=1e-6)
+        assert float(got.sel(kind="spearman")) == pytest.approx(scipy.stats.spearmanr(a, b).statistic, abs=1e-6)
+    np.testing.assert_allclose(table.correlation, table.correlation.transpose("statistic", "kind", "other", "method"))
+    a, b = pairs["mean"].values.reshape(-1, 2).T
+    assert float(table.same_sign[0, 1]) == pytest.approx((np.sign(a) == np.sign(b)).mean())
+    for test in range(40):
+        tops = [set(np.argsort(-pairs["mean"].values[:, test, m])[:5]) for m in range(2)]
+        assert float(table.top_k[test, 0, 1]) == pytest.approx(len(tops[0] & tops[1]) / 5)
+    assert (table.top_k[:, 0, 0] == 1).all() and float(table.same_sign[1, 1]) == 1
+
+
+def test_interval_holds_what_other_members_give():
+    """One set of pairs, many sets of members: the mean correlation lies in about 90 % of the 90 % intervals."""
+    stream = np.random.default_rng(1)
+    expectation = stream.multivariate_normal([0, 0], [[1, 0.6], [0.6, 1]], size=(1, 12, 15))
+    found = []
+    for _ in range(100):
+        noise = 0.3 * stream.normal(size=(8, 1, 1, 2)) + stream.normal(
+            size=(8, 12, 15, 2)
+        )  # a part that all pairs share
+        mixed = noise * (1 + expectation[..., ::-1])
+        table = stats.agreement(simulate((expectation + mixed)[:, None]), resamples=100)
+        found.append([table[name].values[0, :, 0, 1] for name in ("correlation", "low", "high")])
+    correlation, low, high = np.moveaxis(found, 1, 0)  # (repeat, kind)
+    held = ((low <= correlation.mean(0)) & (correlation.mean(0) <= high)).mean(0)
+    assert (held > 0.81).all() and ((high - low).mean(0) < 2 * 1.645 * 1.4 * correlation.std(0)).all()
+
+
+def test_order_of_members_does_not_matter():
+    tau = methods(np.random.default_rng(2), members=5)
+    shuffled = simulate(tau.values[[4, 2, 0, 1, 3], None])
+    for table in (stats.agreement, stats.noise_ceiling, stats.distances, stats.top_k_stability):
+        options = {"truth": "m0"} if table in (stats.noise_ceiling, stats.distances) else {}
+        xr.testing.assert_allclose(table(tau, **options), table(shuffled, **options))
+
+
+@pytest.mark.parametrize("members", [5, 10])
+@pytest.mark.parametrize("shared", [0.0, 0.8])
+def test_noise_ceiling_of_known_noise(members, shared):
+    """Unit variance of the expectations, noise 2 and 1: reliability, ceiling and true correlation are known."""
+    tau = methods(np.random.default_rng(3), members, (100, 200), 0.6, noise=(2.0, 1.0), shared=shared)
+    table = stats.noise_ceiling(tau, "m0").sel(kind="pearson")
+    reliability = 1 / (1 + np.square([2.0, 1.0]) / members)
+    np.testing.assert_allclose(table.reliability, reliability, atol=0.01)
+    assert float(table.ceiling) == pytest.approx(np.sqrt(reliability[0]), abs=0.01)
+    np.testing.assert_allclose(table.true_correlation, [1, 0.6], atol=0.02)
+    common = (0.6 + shared * 2 / members) * np.sqrt(reliability.prod())  # noise that is shared counts as agreement
+    assert float(table.correlation[1]) == pytest.approx(common, abs=0.01)
+    np.testing.assert_allclose(table.of_ceiling, table.correlation / table.ceiling)
+
+
+def test_a_method_without_noise_reaches_the_ceiling():
+    tau = methods(np.random.default_rng(4), 8, (60, 100), rho=1 - 1e-9, noise=(3.0, 0.0))
+    table = stats.noise_ceiling(tau, "m0").sel({"kind": "pearson", "method": "m1"})
+    assert float(table.of_ceiling) == pytest.approx(1, abs=0.02) and float(table.ceiling) < 0.75
+
+
+@pytest.mark.parametrize("chunks", [None, {"train": 2, "sample": 3}], ids=["numpy", "dask"])
+def test_distances_against_scipy(chunks):
+    draws = np.random.default_rng(5).normal(0.2, 1, (4, 3, 3, 4, 3))
+    draws[..., 1] = 7 * draws[..., 0] + draws[..., 1]
+    draws[..., 0, 0, 2] = 0
+    tau = simulate(draws) if chunks is None else simulate(draws).chunk(chunks)
+    table = stats.distances(tau, "m0")
+    assert table.method.values.tolist() == ["m1", "m2"] and table.w1.shape == (3, 4, 2)
+    for method, (train, test) in ((m, at) for m in (0, 1) for at in np.ndindex(3, 4)):
+        x, y = (draws.astype(np.float32)[..., train, test, m].ravel().astype(float) for m in (0, method + 1))
+        y = y * float(table.scale[method])
+        got = table.isel(train=train, test=test, method=method)
+        assert float(got.w1) == pytest.approx(scipy.stats.wasserstein_distance(x, y), rel=1e-4)
+        assert float(got.w2) == pytest.approx(np.sqrt(np.mean((np.sort(x) - np.sort(y)) ** 2)), rel=1e-4)
+        assert float(got.energy) == pytest.approx(scipy.stats.energy_distance(x, y), rel=1e-4)
+        assert float(got.ks) == pytest.approx(scipy.stats.ks_2samp(x, y).statistic)
+
+
+def test_the_scale_is_the_best_one():
+    tau = methods(np.random.default_rng(6), members=12)
+    table = stats.distances(tau, "m0")
+    best = float((table.w2**2).mean())
+    x, y = np.sort(tau.values[..., 0], 0), np.sort(tau.values[..., 1], 0)
+    for factor in (0.97, 1.03):
+        assert np.square(x - factor * float(table.scale.squeeze()) * y).mean() > best
+    opposite = xr.concat([tau.isel(method=[0]), -tau.isel(method=[0]).assign_coords(method=["no"])], "method")
+    twin = xr.concat([tau.isel(method=[0]), 4 * tau.isel(method=[0]).assign_coords(method=["same"])], "method")
+    assert float(stats.distances(twin, "m0").scale.squeeze()) == pytest.approx(0.25)
+    assert float(stats.distances(twin, "m0").w2.max()) < 1e-6
+    assert float(stats.distances(opposite, "m0").scale.squeeze()) < 0.5
+
+
+def test_missing_pairs_are_left_out():
+    tau = methods(np.random.default_rng(7), members=4)
+    holes = tau.copy()
+    holes[1, 3] = np.nan
+    kept = tau.isel(train=np.delete(np.arange(30), 3))
+    for table in (stats.agreement(holes), stats.noise_ceiling(holes, "m0")):
+        assert all(table[name].notnull().all() for name in ("correlation",))
+    np.testing.assert_allclose(stats.agreement(holes).correlation, stats.agreement(kept).correlation)
+    far = stats.distances(holes, "m0")
+    assert far.isel(train=3).w1.isnull().all() and far.isel(train=4).ks.notnull().all()
+    np.testing.assert_allclose(far.scale, stats.distances(kept, "m0").scale)
+
+
+def rank_biased_overlap(one, other, p=0.9):
+    """Equation 32 of Webber et al., written out."""
+    k = len(one)
+    common = [len(set(one[:d]) & set(other[:d])) for d in range(1, k + 1)]
+    return common[-1] / k * p**k + (1 - p) / p * sum(x / d * p**d for d, x in enumerate(common, 1))
+
+
+def test_top_k_stability_against_loops():
+    tau = methods(np.random.default_rng(8), members=4, pairs=(12, 6), checkpoints=2)
+    table, mean = stats.top_k_stability(tau, 3), stats.by_member(tau).values
+    for test, method in np.ndindex(6, 2):
+        lists = [np.argsort(-mean[m, :, test, method])[:3].tolist() for m in range(4)]
+        pairs = [(a, b) for k, a in enumerate(lists) for b in lists[k + 1 :]]
+        got = table.isel(test=test, method=method)
+        common = np.array([len(set(a) & set(b)) for a, b in pairs])
+        assert float(got.overlap) == pytest.approx((common / 3).mean())
+        assert float(got.jaccard) == pytest.approx((common / (6 - common)).mean())
+        assert float(got.rbo) == pytest.approx(np.mean([rank_biased_overlap(a, b) for a, b in pairs]))
+
+
+def test_top_k_stability_of_certainty_and_of_chance():
+    certain = simulate(np.repeat(np.random.default_rng(9).normal(size=(1, 1, 20, 5, 1)), 4, axis=0))
+    assert all((values == 1).all() for values in stats.top_k_stability(certain).data_vars.values())
+    noise = stats.top_k_stability(simulate(np.random.default_rng(10).normal(size=(6, 1, 20, 400, 1))))
+    for name in ("overlap", "jaccard", "rbo"):
+        assert float(noise[name].mean()) == pytest.approx(noise.attrs[f"chance_{name}"], rel=0.05)
+
+
+def test_impossible_questions_are_refused():
+    tau = methods(np.random.default_rng(11), members=3)
+    with pytest.raises(ValueError, match="truth 'loo' is not among the methods m0, m1"):
+        stats.noise_ceiling(tau)
+    with pytest.raises(ValueError, match="truth 'loo' is not among the methods m0, m1"):
+        stats.distances(tau)
+    with pytest.raises(ValueError, match="no method beside 'm0'"):
+        stats.distances(tau.isel(method=[0]), "m0")
+    for table in (stats.agreement, stats.top_k_stability):
+        with pytest.raises(ValueError, match="k: 31 is not possible; it must be from 1 to the number of train points"):
+            table(tau, k=31)
+        with pytest.raises(ValueError, match="at least 2 members"):
+            table(tau.isel(sample=[0]))
+    with pytest.raises(ValueError, match="level: 90 is not possible"):
+        stats.agreement(tau, level=90)
