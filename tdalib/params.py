@@ -163,6 +163,12 @@ class Params(BaseModel):
         """Where the store lies: `store`, or results/NAME.zarr; a relative path starts at the repository root."""
         return resolve(self.store or f"results/{self.name}.zarr")
 
+    @property
+    def cell(self) -> dict:
+        """Where the experiment stands in the paper's tables: dataset, model, train_per_class, vary."""
+        vary = self.sampler_options.get("vary", "both")
+        return self.model_dump(include={"dataset", "model", "train_per_class"}) | {"vary": vary}
+
     def task(self) -> Task:
         return data.load(
             self.dataset,

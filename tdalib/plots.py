@@ -76,6 +76,77 @@ def plot_p_values(table: xr.Dataset, p: str, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def plot_trust_map(table: xr.Dataset, method: str, *, ax: Axes | None = None) -> Axes:
+    """Signal-to-noise ratio of every pair of a method, points sorted by class; blue is signal, red is noise."""
+    ax = ax or plt.gca()
+    rows, columns = (np.argsort(table[f"{split}_class"].values, kind="stable") for split in ("train", "test"))
+    snr = table["snr"].sel({"method": method}).transpose("train", "test").values[np.ix_(rows, columns)]
+    image = ax.imshow(
+        snr.clip(0.1, 10), cmap="RdBu", norm="log", vmin=0.1, vmax=10, aspect="auto", interpolation="none"
+    )
+    for split, order, axis, line in (("train", rows, ax.yaxis, ax.axhline), ("test", columns, ax.xaxis, ax.axvline)):
+        classes, starts, counts = np.unique(
+            table[f"{split}_class"].values[order], return_index=True, return_counts=True
+        )
+        axis.set_ticks(starts + counts / 2 - 0.5, classes)
+        for start in starts[1:]:
+            line(start - 0.5, color="0.2", linewidth=0.8)
+    bar = ax.figure.colorbar(image, ax=ax, extend="both", label="SNR |mean τ| / std τ")
+    bar.set_ticks([0.1, 0.3, 1, 3, 10], labels=["0.1", "0.3", "1", "3", "10"])
+    bar.minorticks_off()
+    ax.set(xlabel="test points, by class", ylabel="train points, by class", title=method)
+    return ax
+
+
+def plot_correlations(correlation: xr.DataArray, *, ax: Axes | None = None) -> Axes:
+    """Heat map of one correlation (method, other), of `stats.agreement`, from −1 to 1."""
+    ax = ax or plt.gca()
+    frame = correlation.transpose("method", "other").to_pandas().round(2) + 0.0  # no −0.00
+    sns.heatmap(
+        frame, vmin=-1, vmax=1, center=0, cmap="vlag", annot=True, fmt=".2f", square=True, cbar=False,
+        annot_kws={"size": 8}, ax=ax,
+    )  # fmt: skip
+    ax.set(xlabel="", ylabel="")
+    ax.tick_params(length=0, rotation=0)
+    return ax
+
+
+def plot_ceiling(ceiling: xr.Dataset, kind: str, *, ax: Axes | None = None) -> Axes:
+    """Correlation with the truth, as measured and free of noise, for each method of `stats.noise_ceiling`."""
+    ax = ax or plt.gca()
+    methods = [str(name) for name in ceiling.method.values if name != ceiling.attrs["truth"]]
+    chosen = ceiling.sel({"kind": kind, "method": methods})
+    at, width = np.arange(len(methods)), 0.38
+    tints = list(map(colour, methods))
+    ax.bar(at - width / 2, chosen["correlation"], width, color=tints, alpha=0.45, edgecolor="0.3", label="measured")
+    ax.bar(at + width / 2, chosen["true_correlation"], width, color=tints, edgecolor="0.3", label="free of noise")
+    ax.axhline(
+        float(chosen["ceiling"]), color="0.2", linestyle="--", linewidth=1, label="noise ceiling of the measured"
+    )
+    ax.axhline(0, color="0.2", linewidth=0.8)
+    ax.set_xticks(at, methods)
+    ax.set(ylabel=f"{kind} correlation of mean τ with {ceiling.attrs['truth']}", ylim=(min(ax.get_ylim()[0], 0), 1.38))
+    ax.set_yticks(np.arange(0, 1.1, 0.2))
+    ax.legend(frameon=False, fontsize="small", loc="upper right")
+    return ax
+
+
+def plot_power(power: xr.Dataset, *, ax: Axes | None = None) -> Axes:
+    """Share of pairs that so many members find, of `stats.power`: dots by subsets of the pilot, lines predicted."""
+    ax = ax or plt.gca()
+    for method in map(str, power.method.values):
+        one = power.sel({"method": method})
+        ax.plot(power.members, one["predicted"], color=colour(method), linewidth=1.2, label=method)
+        ax.plot(power.members, one["found"], "o", color=colour(method), markersize=4)
+    ax.axvline(power.attrs["pilot"], color="0.2", linestyle=":", linewidth=1)
+    ax.set(xscale="log", xlabel="members", ylabel=f"share of pairs with q ≤ {power.attrs['fdr']:g}", ylim=(-0.02, 1.02))
+    shown = [k for k in (2, 5, 10, 20, 50, 100, 200) if power.members.min() <= k <= power.members.max()]
+    ax.set_xticks(shown, map(str, shown))
+    ax.minorticks_off()
+    ax.legend(frameon=False, title="method")
+    return ax
+
+
 def plot_variance_shares(components: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """Shares of Var(τ) by source, of `stats.variance_components`: a stacked bar for each method.
 
@@ -95,10 +166,17 @@ def plot_variance_shares(components: xr.Dataset, *, ax: Axes | None = None) -> A
 
 
 def plot_draws(tau: xr.DataArray, members: xr.DataArray, *, ax: Axes | None = None) -> Axes:
-    """The τ draws of one pair and method, (sample,), as dots, and `stats.by_member` of it, (member,), as diamonds."""
+    """The τ draws of one pair and method, (sample,), as dots, and `stats.by_member` of it, (member,), as diamonds.
+
+    The shade behind them is the density of the draws.
+    """
     ax = ax or plt.gca()
     method = str(tau.method.item())
     ax.axvline(0, color="0.2", linewidth=1)
+    if np.ptp(tau.values) > 0:
+        behind = ax.twinx()
+        behind.set_axis_off()
+        sns.kdeplot(x=tau.values, color=colour(method), fill=True, alpha=0.15, linewidth=0, ax=behind)
     ax.scatter(tau, tau.member + 1, color=colour(method), alpha=0.5, s=14, linewidth=0)
     ax.scatter(members, members.member + 1, color=colour(method), marker="D", s=26, edgecolor="0.2", linewidth=0.6)
     ax.set(xlabel=f"τ {method} ({_unit(tau, method)})", ylabel="training", yticks=[1, members.sizes["member"]])

@@ -106,6 +106,8 @@ def test_the_scale_is_the_best_one():
     x, y = np.sort(tau.values[..., 0], 0), np.sort(tau.values[..., 1], 0)
     for factor in (0.97, 1.03):
         assert np.square(x - factor * float(table.scale.squeeze()) * y).mean() > best
+    nothing = xr.concat([tau.isel(method=[0]), 0 * tau.isel(method=[1])], "method")
+    np.testing.assert_allclose(stats.distances(nothing, "m0").w1[..., 0], abs(x).mean(0), rtol=1e-5)
     opposite = xr.concat([tau.isel(method=[0]), -tau.isel(method=[0]).assign_coords(method=["no"])], "method")
     twin = xr.concat([tau.isel(method=[0]), 4 * tau.isel(method=[0]).assign_coords(method=["same"])], "method")
     assert float(stats.distances(twin, "m0").scale.squeeze()) == pytest.approx(0.25)

@@ -12,7 +12,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TINY = """
 train_per_class: 3
 test_per_class: 3
-members: 3
+members: 4
 checkpoints: 2
 epochs: 3
 workers: 1
@@ -31,7 +31,7 @@ def experiment(tmp_path_factory):
 def test_runner_leaves_store_and_executed_notebook(experiment, capfd):
     assert run.main([str(experiment)]) == 0
     result = xr.open_zarr(experiment.with_suffix(".zarr"))
-    assert result.tau.shape == (6, 9, 9, 5) and result.tau.notnull().all()
+    assert result.tau.shape == (8, 9, 9, 5) and result.tau.notnull().all()
     executed = nbformat.read(experiment.with_suffix(".ipynb"), as_version=4)
     assert any(output.get("data", {}).get("image/png") for cell in executed.cells for output in cell.get("outputs", []))
 
@@ -39,23 +39,26 @@ def test_runner_leaves_store_and_executed_notebook(experiment, capfd):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, experiment, tmp_path):
-    """In alphabetical order, so that 20 and 25 find the store that 00 or 10 made; alone, each makes its own."""
+    """In alphabetical order: those that need a store find the one of 00 or 10; alone, each makes its own."""
     values = {
         "00": {"experiment": str(experiment)},
         "01": {"train_per_class": 2, "test_per_class": 2, "trainings": 5},
         "10": {"store": str(experiment.with_suffix(".zarr"))} | dict(_pairs(TINY)),
-        "20": {"store": str(experiment.with_suffix(".zarr"))},
+        "20": {"store": str(experiment.with_suffix(".zarr")), "export": str(tmp_path / "trusted.csv")},
+        "21": {"store": str(experiment.with_suffix(".zarr"))},
+        "22": {"runs": [str(experiment)], "folder": str(tmp_path)},
         "23": {"samplers": ["deep_ensemble", "sgld"]},
+        "24": {"store": str(experiment.with_suffix(".zarr"))},
         "25": {"runs": [str(experiment)], "folder": str(tmp_path)},
         "90": {"size": "small"},
         "91": {"size": "small", "folder": str(tmp_path / "vit")},
     }[path.stem[:2]]
-    if path.stem[:2] in ("20", "25") and not experiment.with_suffix(".zarr").exists():
+    if path.stem[:2] in ("20", "21", "22", "24", "25") and not experiment.with_suffix(".zarr").exists():
         run.run(run.Params.read(experiment))
     if path.stem[:2] == "23":
-        for name, more in (("crossed", "members: 4"), ("deep_ensemble", ""), ("sgld", "")):
+        for name in ("crossed", "deep_ensemble", "sgld"):
             file = tmp_path / f"{name}.yaml"
-            text = TINY.replace("members: 3", more or "members: 3") + f"sampler: {name}\nmethods: [loo, gd]\n"
+            text = TINY + f"sampler: {name}\nmethods: [loo, gd]\n"
             file.write_text(text + f"store: {file.with_suffix('.zarr')}\n")
             params = run.Params.read(file)
             params.attribute(params.posterior(params.task()))

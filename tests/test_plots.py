@@ -47,6 +47,43 @@ def test_sources_are_stacked_to_the_whole(tau, ax):
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["member", "checkpoint"]
 
 
+def test_trust_map_is_sorted_by_class(tau, ax):
+    names = {"train_class": ("train", list("babab")), "test_class": ("test", list("dccddc"))}
+    table = stats.per_pair(tau.assign_coords(names))
+    image = plots.plot_trust_map(table, "loo", ax=ax).images[0]
+    rows, columns = [1, 3, 0, 2, 4], [1, 2, 5, 0, 3, 4]
+    expected = table.snr.sel({"method": "loo"}).values[np.ix_(rows, columns)].clip(0.1, 10)
+    np.testing.assert_allclose(image.get_array(), expected)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+    assert ax.get_xticks().tolist() == [1, 4] and ax.figure.axes[1].get_ylabel() == "SNR |mean τ| / std τ"
+
+
+def test_heat_map_says_the_correlations(tau, ax):
+    correlation = stats.agreement(tau, resamples=2).correlation.sel(statistic="mean", kind="pearson")
+    plots.plot_correlations(correlation, ax=ax)
+    assert [text.get_text() for text in ax.texts] == [f"{value:.2f}" for value in correlation.values.ravel()]
+
+
+def test_bars_stand_under_the_ceiling_line(tau, ax):
+    ceiling = stats.noise_ceiling(tau).sel(kind=["pearson"])
+    ceiling["ceiling"][:], ceiling["true_correlation"][:] = 0.7, 0.5
+    plots.plot_ceiling(ceiling, "pearson", ax=ax)
+    heights = [bar.get_height() for bar in ax.patches]
+    np.testing.assert_allclose(heights, [float(ceiling.correlation.sel({"method": "gc"}).squeeze()), 0.5])
+    assert ax.lines[0].get_ydata()[0] == 0.7 and ax.get_ylabel() == "pearson correlation of mean τ with loo"
+
+
+def test_power_shows_dots_to_the_pilot_and_lines_beyond(ax):
+    values = np.random.default_rng(1).normal(0.8, 1, size=(4, 5, 6, 2))
+    coords = {"member": ("sample", range(4)), "method": ["loo", "gc"]}
+    power = stats.power(xr.DataArray(values, coords, ("sample", "train", "test", "method")), [2, 4, 20])
+    plots.plot_power(power, ax=ax)
+    lines, dots = ax.lines[0:4:2], ax.lines[1:4:2]
+    np.testing.assert_allclose([line.get_ydata() for line in lines], power.predicted.T)
+    np.testing.assert_allclose([line.get_ydata() for line in dots], power.found.T)
+    assert np.isnan(dots[0].get_ydata()[-1]) and [t.get_text() for t in ax.get_xticklabels()] == ["2", "5", "10", "20"]
+
+
 def test_draws_and_means_are_where_they_should_be(tau, ax):
     one = tau.sel({"method": "loo"}).isel(train=2, test=3)
     dots, diamonds = (c.get_offsets() for c in plots.plot_draws(one, stats.by_member(one), ax=ax).collections)

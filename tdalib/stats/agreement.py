@@ -169,7 +169,8 @@ def distances(tau: xr.DataArray, truth: str = "loo") -> xr.Dataset:
     true, other = ordered.loc[{"method": truth}].drop_vars("method"), ordered.loc[{"method": others}]
     other = other.where((true + other).notnull().all("sample"))  # a pair is whole or missing
     over = ["sample", "train", "test"]
-    scale = ((true * other).sum(over) / (other**2 * true.notnull()).sum(over)).clip(min=0)
+    square = (other**2 * true.notnull()).sum(over)
+    scale = ((true * other).sum(over) / square.where(square > 0, 1)).clip(min=0)
     table = xr.apply_ufunc(
         _distances, true.chunk(train=25), other.chunk(train=25) * scale,
         input_core_dims=[["sample"], ["sample"]], output_core_dims=[["distance"]], dask="parallelized",
