@@ -172,7 +172,7 @@ def distances(tau: xr.DataArray, truth: str = "loo") -> xr.Dataset:
     square = (other**2 * true.notnull()).sum(over)
     scale = ((true * other).sum(over) / square.where(square > 0, 1)).clip(min=0)
     table = xr.apply_ufunc(
-        _distances, true.chunk(train=25), other.chunk(train=25) * scale,
+        _distances, true.chunk(train=5), other.chunk(train=5) * scale,
         input_core_dims=[["sample"], ["sample"]], output_core_dims=[["distance"]], dask="parallelized",
         output_dtypes=[float], dask_gufunc_kwargs={"output_sizes": {"distance": 4}},
     )  # fmt: skip
