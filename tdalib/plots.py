@@ -69,7 +69,7 @@ def plot_p_values(table: xr.Dataset, p: str, *, ax: Axes | None = None) -> Axes:
     ax = ax or plt.gca()
     sns.ecdfplot(_long(table, p), x=p, hue="method", palette=_palette(table), ax=ax)
     ax.axvline(0.05, color="0.2", linewidth=1, linestyle=":")
-    label = {"p_t": "p_t: is E[τ] = 0? (Student t)", "p_noise": "p_noise: could one draw be noise?"}[p]
+    label = {"p_t": "p_t: is E[τ] = 0? (Student t)", "p_noise": "p_noise: could one member be noise?"}[p]
     if p == "p_t":
         ax.plot([0, 1], [0, 1], color="0.6", linewidth=1)
     ax.set(xlabel=label, ylabel="share of pairs below", xlim=(0, 1), ylim=(0, 1.02))
@@ -98,12 +98,12 @@ def plot_trust_map(table: xr.Dataset, method: str, *, ax: Axes | None = None) ->
     return ax
 
 
-def plot_correlations(correlation: xr.DataArray, *, ax: Axes | None = None) -> Axes:
-    """Heat map of one correlation (method, other), of `stats.agreement`, from −1 to 1."""
+def plot_correlations(correlation: xr.DataArray, *, low: float = -1, ax: Axes | None = None) -> Axes:
+    """Heat map of a (method, other) of `stats.agreement`, from `low` to 1: −1 for correlations, 0 for shares."""
     ax = ax or plt.gca()
     frame = correlation.transpose("method", "other").to_pandas().round(2) + 0.0  # no −0.00
     sns.heatmap(
-        frame, vmin=-1, vmax=1, center=0, cmap="vlag", annot=True, fmt=".2f", square=True, cbar=False,
+        frame, vmin=low, vmax=1, cmap="vlag" if low < 0 else "Blues", annot=True, fmt=".2f", square=True, cbar=False,
         annot_kws={"size": 8}, ax=ax,
     )  # fmt: skip
     ax.set(xlabel="", ylabel="")
@@ -116,18 +116,18 @@ def plot_ceiling(ceiling: xr.Dataset, kind: str, *, ax: Axes | None = None) -> A
     ax = ax or plt.gca()
     methods = [str(name) for name in ceiling.method.values if name != ceiling.attrs["truth"]]
     chosen = ceiling.sel({"kind": kind, "method": methods})
-    at, width = np.arange(len(methods)), 0.38
-    tints = list(map(colour, methods))
-    ax.bar(at - width / 2, chosen["correlation"], width, color=tints, alpha=0.45, edgecolor="0.3", label="measured")
-    ax.bar(at + width / 2, chosen["true_correlation"], width, color=tints, edgecolor="0.3", label="free of noise")
-    ax.axhline(
-        float(chosen["ceiling"]), color="0.2", linestyle="--", linewidth=1, label="noise ceiling of the measured"
-    )
+    at, width, tints = np.arange(len(methods)), 0.38, list(map(colour, methods))
+    ax.bar(at - width / 2, chosen["correlation"], width, color=tints, alpha=0.45, edgecolor="0.3")
+    ax.bar(at + width / 2, chosen["true_correlation"], width, color=tints, edgecolor="0.3")
+    line = ax.axhline(float(chosen["ceiling"]), color="0.2", linestyle="--", linewidth=1)
     ax.axhline(0, color="0.2", linewidth=0.8)
     ax.set_xticks(at, methods)
-    ax.set(ylabel=f"{kind} correlation of mean τ with {ceiling.attrs['truth']}", ylim=(min(ax.get_ylim()[0], 0), 1.38))
-    ax.set_yticks(np.arange(0, 1.1, 0.2))
-    ax.legend(frameon=False, fontsize="small", loc="upper right")
+    label = f"{kind.capitalize()} correlation of mean τ with {ceiling.attrs['truth']}"
+    ax.set(xlabel="method", ylabel=label, ylim=(min(ax.get_ylim()[0], 0), 1.38))
+    ax.set_yticks([y for y in np.linspace(-1, 1, 11) if y >= ax.get_ylim()[0]])
+    pale, full = (plt.Rectangle((0, 0), 1, 1, facecolor="0.4", alpha=alpha, edgecolor="0.3") for alpha in (0.45, 1))
+    names = ["as measured (left)", "free of noise (right)", "noise ceiling of what is measured"]
+    ax.legend([pale, full, line], names, frameon=False, fontsize="small", loc="upper right")
     return ax
 
 
@@ -138,12 +138,14 @@ def plot_power(power: xr.Dataset, *, ax: Axes | None = None) -> Axes:
         one = power.sel({"method": method})
         ax.plot(power.members, one["predicted"], color=colour(method), linewidth=1.2, label=method)
         ax.plot(power.members, one["found"], "o", color=colour(method), markersize=4)
-    ax.axvline(power.attrs["pilot"], color="0.2", linestyle=":", linewidth=1)
+    ax.plot([], [], "o", color="0.4", markersize=4, label="found by subsets")
+    ax.plot([], [], color="0.4", linewidth=1.2, label="predicted")
+    ax.axvline(power.attrs["pilot"], color="0.2", linestyle=":", linewidth=1, label="pilot")
     ax.set(xscale="log", xlabel="members", ylabel=f"share of pairs with q ≤ {power.attrs['fdr']:g}", ylim=(-0.02, 1.02))
     shown = [k for k in (2, 5, 10, 20, 50, 100, 200) if power.members.min() <= k <= power.members.max()]
     ax.set_xticks(shown, map(str, shown))
     ax.minorticks_off()
-    ax.legend(frameon=False, title="method")
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
 

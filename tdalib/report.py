@@ -6,9 +6,12 @@ from html import escape
 from pathlib import Path
 
 import nbformat
+import papermill
+from nbconvert import HTMLExporter
 from tqdm import tqdm
 
 from tdalib.data import ROOT, resolve
+from tdalib.run import BROKE, WRONG
 from tdalib.store import open_result
 
 PAGE = """<!DOCTYPE html>
@@ -31,6 +34,26 @@ h1 {{ margin-top: 3rem; border-top: 2px solid #222; padding-top: 1rem; }}
 </html>
 """
 
+OPENING = """# Report on {name}
+
+{members} networks were trained from different random seeds (*members*; the last epochs of each are its *draws*). For
+each of {train} train and {test} test points every method below says how much the train point helped at the test point:
+τ, the *attribution*. τ > 0 means that without the train point the test loss would be higher. Another seed gives another
+τ: which of them say something about the data? A pair is trusted when its mean over members differs from 0. That a
+method is steady does not make it right: where leave-one-out is there, the others are compared with it.
+
+| method | τ of a train point z_j and a test point z |
+|---|---|
+| loo | leave-one-out, the ground truth: loss at z of a network trained without z_j, minus that of one trained with it |
+| ats | how much one more training step on z_j lowers the loss at z |
+| if | influence function: leave-one-out, estimated from gradients and curvature |
+| gd, gc | product of the two loss gradients, and cosine of the angle between them |
+
+*SNR* is |mean| / standard deviation over members: below 1 the seed moves τ more than its mean differs from 0. *p* asks
+whether the mean is 0, *q* is p corrected for the number of pairs. What the networks were trained on, and how, stands
+under "Where the store comes from".{omitted}
+"""
+
 
 def report(store, page=None) -> Path:
     """Put the prose, tables and figures of the notebooks that render a store on one page.
@@ -40,7 +63,8 @@ def report(store, page=None) -> Path:
     store : path
         What `10_run_experiment` wrote; a relative path starts at the repository root.
     page : path, optional
-        The HTML file to write, by default beside the store; one that is there is replaced.
+        The HTML file to write, by default beside the store; one that is there is replaced. A relative path starts at
+        the repository root.
 
     Returns
     -------
@@ -52,13 +76,14 @@ def report(store, page=None) -> Path:
         There is no store, it is not finished, or it has one member alone. Nothing is written then.
     """
     store = resolve(store)
-    page = Path(page).absolute() if page else store.with_suffix(".html")
+    page = resolve(page) if page else store.with_suffix(".html")
+    if page.is_dir():
+        raise ValueError(f"{page} is a folder; name the HTML file to write")
     chosen = _notebooks(store)
-    cells = [cell for name in tqdm(chosen, unit="notebook") for cell in _executed(name, chosen[name])]
+    cells = [_opening(store, chosen)]
+    cells += [cell for name in tqdm(chosen, unit="notebook") for cell in _executed(name, chosen[name])]
     for k, cell in enumerate(cells):
         cell.id = f"cell-{k}"  # unique, as they come from several notebooks
-    from nbconvert import HTMLExporter
-
     plain = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
     body, _ = plain.from_notebook_node(nbformat.v4.new_notebook(cells=cells))
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -74,22 +99,30 @@ def _notebooks(store: Path) -> dict[str, dict]:
     methods, members = list(map(str, tau.method.values)), len(set(tau.member.values))
     if members < 2:
         raise ValueError(f"store {store} has one member; a report on what varies needs at least 2")
-    first = "loo" if "loo" in methods else methods[0]
-    chosen = {"20_which_pairs_to_trust": {"method": first}}
-    if len(methods) > 1:
-        chosen["21_do_methods_agree"] = {"truth": first, "k": min(5, tau.sizes["train"])}
+    chosen = {"20_which_pairs_to_trust": {"method": "loo" if "loo" in methods else methods[0]}}
+    if "loo" in methods and len(methods) > 1:
+        chosen["21_do_methods_agree"] = {"k": min(5, tau.sizes["train"])}
     if members >= 4:
         chosen["24_how_many_seeds"] = {}
     return {name: values | {"store": str(store)} for name, values in chosen.items()}
 
 
-def _executed(name: str, values: dict) -> list:
-    import papermill
+def _opening(store: Path, chosen: dict):
+    tau = open_result(store).tau
+    omitted = "" if "21_do_methods_agree" in chosen else " Methods are not compared: that takes loo and one more."
+    omitted += "" if "24_how_many_seeds" in chosen else " How many seeds are needed is not said: that takes 4 members."
+    sizes = {"members": len(set(tau.member.values)), "train": tau.sizes["train"], "test": tau.sizes["test"]}
+    return nbformat.v4.new_markdown_cell(OPENING.format(name=store.stem, omitted=omitted, **sizes))
 
+
+def _executed(name: str, values: dict) -> list:
+    """The cells of a notebook run on this store, without the answer that its opening gives for another one."""
     notebook = papermill.execute_notebook(
         ROOT / "notebooks" / f"{name}.ipynb", None, values, kernel_name="python3", progress_bar=False
     )
-    return [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    opening = notebook.cells[0]
+    opening.source = "\n\n".join(p for p in opening.source.split("\n\n") if not p.startswith("**Answer"))
+    return notebook.cells
 
 
 def main(arguments=None) -> int:
@@ -102,7 +135,10 @@ def main(arguments=None) -> int:
         print(f"report: {report(asked.store, asked.to)}")
     except (OSError, ValueError) as error:
         print(f"report: {error}", file=sys.stderr)
-        return 2
+        return WRONG
+    except papermill.PapermillExecutionError as error:
+        print(f"report: {error.ename}: {error.evalue}", file=sys.stderr)
+        return BROKE
     return 0
 
 

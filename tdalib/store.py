@@ -185,11 +185,13 @@ def open_result(path) -> xr.Dataset:
     FileNotFoundError
         Nothing is there; the sentence says how to make a store.
     ValueError
-        Here or when the values are read: a chunk, which the sentence names, is damaged.
+        The folder is no store. Here or when the values are read: a chunk, which the sentence names, is damaged.
     """
     path = resolve(path)
     if not path.is_dir():
         raise FileNotFoundError(f"no store at {path}; make one: python -m tdalib.run params/{path.stem}.yaml")
+    if not (path / "zarr.json").is_file():
+        raise ValueError(f"{path} is a folder, but not a tdalib store")
     result = xr.open_zarr(_Verified(path, read_only=True))
     for name in missing_coordinates(path, result):
         raise ValueError(f"store {path} lacks its {name}; the run that made the store writes it again")

@@ -75,6 +75,12 @@ def test_noise_ceiling_of_known_noise(members, shared):
     np.testing.assert_allclose(table.of_ceiling, table.correlation / table.ceiling)
 
 
+def test_rank_correlations_free_of_noise_are_near_the_truth():
+    tau = methods(np.random.default_rng(12), 10, (100, 200), 0.6, noise=(2.0, 1.0))
+    table = stats.noise_ceiling(tau, "m0").sel({"kind": "spearman", "method": "m1"})
+    assert float(table.true_correlation) == pytest.approx(6 / np.pi * np.arcsin(0.6 / 2), abs=0.03)
+
+
 def test_a_method_without_noise_reaches_the_ceiling():
     tau = methods(np.random.default_rng(4), 8, (60, 100), rho=1 - 1e-9, noise=(3.0, 0.0))
     table = stats.noise_ceiling(tau, "m0").sel({"kind": "pearson", "method": "m1"})
@@ -121,8 +127,10 @@ def test_missing_pairs_are_left_out():
     holes[1, 3] = np.nan
     kept = tau.isel(train=np.delete(np.arange(30), 3))
     for table in (stats.agreement(holes), stats.noise_ceiling(holes, "m0")):
-        assert all(table[name].notnull().all() for name in ("correlation",))
+        assert table.correlation.notnull().all()
     np.testing.assert_allclose(stats.agreement(holes).correlation, stats.agreement(kept).correlation)
+    gap = stats.agreement(holes).top_k
+    np.testing.assert_array_equal(gap, stats.agreement(tau).top_k.where(False))  # each list lacks one point
     far = stats.distances(holes, "m0")
     assert far.isel(train=3).w1.isnull().all() and far.isel(train=4).ks.notnull().all()
     np.testing.assert_allclose(far.scale, stats.distances(kept, "m0").scale)
@@ -165,9 +173,27 @@ def test_impossible_questions_are_refused():
     with pytest.raises(ValueError, match="no method beside 'm0'"):
         stats.distances(tau.isel(method=[0]), "m0")
     for table in (stats.agreement, stats.top_k_stability):
-        with pytest.raises(ValueError, match="k: 31 is not possible; it must be from 1 to the number of train points"):
+        with pytest.raises(
+            ValueError, match="k: 31 is not possible; it must be from 1 to the number of train points, 30"
+        ):
             table(tau, k=31)
-        with pytest.raises(ValueError, match="at least 2 members"):
+        with pytest.raises(ValueError, match="at least 2 members are needed, not 1"):
             table(tau.isel(sample=[0]))
     with pytest.raises(ValueError, match="level: 90 is not possible"):
         stats.agreement(tau, level=90)
+    for table in (
+        stats.per_pair,
+        stats.agreement,
+        stats.power,
+        stats.top_k_stability,
+        stats.noise_ceiling,
+        stats.distances,
+    ):
+        for wrong in (tau.to_dataset(name="tau"), tau.drop_vars(["member", "method"]), tau.isel(train=0), tau.values):
+            with pytest.raises(ValueError, match="τ must be a DataArray .* such as result.tau"):
+                table(wrong)
+        with pytest.raises(ValueError, match="τ is empty"):
+            table(tau.isel(test=[]))
+    for table in (stats.agreement, stats.top_k_stability):
+        with pytest.raises(ValueError, match="the run is not finished"):
+            table(tau.where(tau.member < 2))

@@ -70,7 +70,7 @@ def test_bars_stand_under_the_ceiling_line(tau, ax):
     plots.plot_ceiling(ceiling, "pearson", ax=ax)
     heights = [bar.get_height() for bar in ax.patches]
     np.testing.assert_allclose(heights, [float(ceiling.correlation.sel({"method": "gc"}).squeeze()), 0.5])
-    assert ax.lines[0].get_ydata()[0] == 0.7 and ax.get_ylabel() == "pearson correlation of mean τ with loo"
+    assert ax.lines[0].get_ydata()[0] == 0.7 and ax.get_ylabel() == "Pearson correlation of mean τ with loo"
 
 
 def test_power_shows_dots_to_the_pilot_and_lines_beyond(ax):

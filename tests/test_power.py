@@ -85,9 +85,13 @@ def test_order_of_members_and_missing_pairs():
 
 
 def test_impossible_questions_are_refused():
-    with pytest.raises(ValueError, match="a pilot needs at least 4 members, not 3"):
+    with pytest.raises(ValueError, match="at least 4 members are needed, not 3"):
         stats.power(pilot(3))
     with pytest.raises(ValueError, match="counts of 2 or more"):
         stats.power(pilot(4), [1, 5])
-    with pytest.raises(ValueError, match="level: 80 is not possible; it must be between 0 and 1"):
-        stats.power(pilot(4), level=80)
+    with pytest.raises(ValueError, match="target: 80 is not possible; it must be between 0 and 1"):
+        stats.power(pilot(4), target=80)
+    with pytest.raises(ValueError, match="a t test needs at least 2"):
+        stats.t_power(1, [1, 5])
+    with pytest.raises(ValueError, match="target: 0.01 is not possible; it must be between alpha, 0.05, and 1"):
+        stats.smallest_snr(10, 0.01)

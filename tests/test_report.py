@@ -2,7 +2,6 @@
 
 import re
 
-import numpy as np
 import pytest
 
 from tdalib import attribute, deep_ensemble, report
@@ -25,6 +24,7 @@ def test_page_is_whole_and_self_contained(store, capsys):
     assert "<title>tdalib: small &amp; own</title>" in text
     for title in ("Which train-test pairs can be trusted?", "Do attribution methods agree", "How many seeds"):
         assert len(re.findall(f"<h1[^>]*>{title}", text)) == 1
+    assert "Answer" not in text  # those are for the store that the notebooks were committed with
     assert text.count("data:image/png;base64,") > 10 and "To be trusted at a false discovery rate" in text
     assert "deep_ensemble" in text and "import " not in text  # the params, but no code
     assert not re.search(r"<script|<link|(src|href)=\"(?!data:|#)", text)
@@ -36,7 +36,8 @@ def test_one_method_and_two_members_have_a_report(digits, tmp_path):
     attribute(deep_ensemble("logreg", digits, members=2, checkpoints=1), ["gc"], path=path, workers=1)
     page = report.report(path, tmp_path / "there" / "page.html")
     assert page == tmp_path / "there" / "page.html"
-    assert page.read_text().count("<h1") == 1
+    text = page.read_text()
+    assert text.count("<h1") == 2 and "Methods are not compared" in text and "takes 4 members" in text
 
 
 def test_what_cannot_be_reported_is_refused(digits, tmp_path, capsys):
@@ -50,4 +51,8 @@ def test_what_cannot_be_reported_is_refused(digits, tmp_path, capsys):
     chunk.unlink()
     assert report.main([str(single)]) == 2
     assert "is not finished" in capsys.readouterr().err
-    assert not list(tmp_path.glob("*.html")) and np.isin("single.zarr", [p.name for p in tmp_path.iterdir()])
+    assert report.main([str(single), "--to", str(tmp_path)]) == 2
+    assert "is a folder; name the HTML file to write" in capsys.readouterr().err
+    assert report.main([str(tmp_path)]) == 2
+    assert "is a folder, but not a tdalib store" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.html"))

@@ -148,8 +148,11 @@ def test_uncoupled_draws_take_losses_of_two_members():
     np.testing.assert_allclose(tau.values[..., 0], by_hand)
     with pytest.raises(ValueError, match="loss_without"):
         stats.uncoupled(result[["loss"]])
-    with pytest.raises(ValueError, match="at least 2 members"):
-        stats.uncoupled(result.isel(sample=slice(0, 3)))
+    shuffled = result.isel(sample=np.random.default_rng(0).permutation(15))
+    np.testing.assert_array_equal(stats.uncoupled(shuffled), tau)
+    for sample in (slice(0, 3), slice(0, 5)):
+        with pytest.raises(ValueError, match="at least 2 members with equal numbers of draws"):
+            stats.uncoupled(result.isel(sample=sample))
 
 
 def test_uncoupled_draws_are_independent_and_noisier():
@@ -206,6 +209,8 @@ def test_summary_counts_finished_pairs_only(draws):
     assert summary.pairs.tolist() == [15, 15, 15] and summary.members.tolist() == [6, 6, 6]
     np.testing.assert_allclose(summary["mean p (t)"], p.mean((0, 1)), rtol=1e-4)
     np.testing.assert_allclose(summary["share p (t) < 0.05"], (p < 0.05).mean((0, 1)))
+    q = [scipy.stats.false_discovery_control(p[..., m].ravel()) for m in range(3)]
+    np.testing.assert_allclose(summary["share q ≤ 0.05"], np.mean(np.array(q) <= 0.05, axis=1))
     dominated = kept.std(0, ddof=1) > abs(kept.mean(0))
     np.testing.assert_allclose(summary["std > |mean|"], dominated.mean((0, 1)))
 

@@ -8,7 +8,7 @@ import scipy.special
 import scipy.stats
 import xarray as xr
 
-from tdalib.stats.pairs import blocks, by_member
+from tdalib.stats.draws import check_length, check_share, check_tau, in_blocks, member_draws
 from tdalib.stats.proponents import in_top, proponents
 
 PAIRS = 10_000  # whose resamples are correlated
@@ -33,10 +33,10 @@ def agreement(tau: xr.DataArray, *, k: int = 5, resamples: int = 200, level: flo
     Dataset
         `correlation` (statistic, kind, method, other): over pairs, of "mean", "std", "snr", "p_t" and "p_noise" as in
         `per_pair`; kind "pearson" or "spearman". A pair for which a method has no finite value is left out of all.
-        `low`, `high`: its interval, what as many other members would give. Members are resampled for all methods
-        together; the scatter of Fisher's z is laid around the estimate, because resampled means are noisier than the
-        means and so correlate less, and widened for few members (Hesterberg 2015, Amer. Statist. 69:371). Of more than
-        10,000 pairs as many are drawn at random for it.
+        `low`, `high`: a confidence interval of the correlation that so many members give on average. Members are
+        resampled for all methods together; the scatter of Fisher's z is laid around the estimate, because resampled
+        means are noisier than the means and so correlate less, and widened for few members (Hesterberg 2015, Amer.
+        Statist. 69:371). Of more than 10,000 pairs as many are drawn at random for it.
         `same_sign` (method, other): share of pairs whose means have one sign, of those where neither is 0.
         `top_k` (test, method, other): share of the `k` strongest proponents, by mean, that two methods have in common.
 
@@ -45,11 +45,9 @@ def agreement(tau: xr.DataArray, *, k: int = 5, resamples: int = 200, level: flo
     ValueError
         One member alone, an impossible `level` or `k`.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level: {level} is not possible; it must be between 0 and 1")
+    check_share("level", level)
     draws, x = _draws(tau)  # (member, method, pair)
-    if not 1 <= k <= draws.sizes["train"]:
-        raise ValueError(f"k: {k} is not possible; it must be from 1 to the number of train points")
+    check_length(k, draws.sizes["train"])
     stream, members, pairs = np.random.default_rng(seed), len(x), x.shape[-1]
     found = _correlations(x.mean(0), x.std(0, ddof=1), members)  # (statistic, kind, method, other)
     some = x if pairs <= PAIRS else x[..., np.sort(stream.choice(pairs, PAIRS, replace=False))]
@@ -64,6 +62,7 @@ def agreement(tau: xr.DataArray, *, k: int = 5, resamples: int = 200, level: flo
     sign = np.sign(x.mean(0))
     both = abs(sign) @ abs(sign).T
     top = in_top(proponents(draws.mean("member"), k), draws.sizes["train"])  # (test, method, train)
+    top[draws.isnull().any(("member", "train")).values] = np.nan  # lists with a gap
     names = draws.method.values
     dims = ("statistic", "kind", "method", "other")
     return xr.Dataset(
@@ -101,7 +100,7 @@ def noise_ceiling(tau: xr.DataArray, truth: str = "loo", *, seed: int = 0) -> xr
         truth, so that it can pass 1.
         `true_correlation` (kind, method): of the expectations, free of noise: the correlation of a method on one half
         with the truth on the other, divided by the geometric mean of the two's split-half correlations (Spearman 1904).
-        NaN where a split-half correlation is not above 0.
+        For ranks it is approximate. An estimate, it can pass 1; NaN where a split-half correlation is not above 0.
 
     Raises
     ------
@@ -159,13 +158,14 @@ def distances(tau: xr.DataArray, truth: str = "loo") -> xr.Dataset:
     ValueError
         The truth is not among the methods, or there is nothing else.
     """
+    check_tau(tau, "method")
     names = list(map(str, np.atleast_1d(tau.method.values)))
     _position(tau, truth)
     others = [name for name in names if name != truth]
     if not others:
         raise ValueError(f"there is no method beside {truth!r} to compare with it")
     core = {"input_core_dims": [["sample"]], "output_core_dims": [["sample"]]}
-    ordered = xr.apply_ufunc(np.sort, blocks(tau), **core, dask="parallelized", output_dtypes=[tau.dtype]).compute()
+    ordered = xr.apply_ufunc(np.sort, in_blocks(tau), **core, dask="parallelized", output_dtypes=[tau.dtype]).compute()
     true, other = ordered.loc[{"method": truth}].drop_vars("method"), ordered.loc[{"method": others}]
     other = other.where((true + other).notnull().all("sample"))  # a pair is whole or missing
     over = ["sample", "train", "test"]
@@ -201,10 +201,7 @@ def _draws(tau: xr.DataArray) -> tuple[xr.DataArray, np.ndarray]:
 
     Members are put into an order of their own, so that resamples and splits do not depend on that of the samples.
     """
-    draws = by_member(tau if "method" in tau.dims else tau.expand_dims("method"))
-    draws = draws.transpose("member", "train", "test", "method").astype(np.float64).compute()
-    if draws.sizes["member"] < 2:
-        raise ValueError("agreement of methods needs at least 2 members")
+    draws = member_draws(tau, at_least=2)
     x = np.moveaxis(draws.values.reshape(len(draws), -1, draws.sizes["method"]), -1, 1)
     x = x[..., ~np.isnan(x).any((0, 1))]
     return draws, x[np.lexsort(x.mean(-1).T)]
@@ -228,13 +225,11 @@ def _correlations(mean: np.ndarray, std: np.ndarray, members: int) -> np.ndarray
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson's, of each row with each: (method, pair), (other, pair) → (method, other)."""
-    if a.shape[1] == 0:
+    """Pearson's, of each row with each: (method, pair), (other, pair) → (method, other); NaN without scatter."""
+    if a.shape[1] < 2:
         return np.full((len(a), len(b)), np.nan)
-    a, b = (v - v.mean(1, keepdims=True) for v in (a, b))
     with np.errstate(divide="ignore", invalid="ignore"):
-        a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (a, b))
-    return (a @ b.T).clip(-1, 1)
+        return np.corrcoef(a, b)[: len(a), len(a) :]
 
 
 def _widen(members: int, level: float) -> float:

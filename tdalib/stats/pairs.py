@@ -1,6 +1,5 @@
 """What a distribution of τ says about each train-test pair: labelled tables, and which pairs to trust."""
 
-import json
 import warnings
 
 import numpy as np
@@ -9,54 +8,12 @@ import scipy.stats
 import xarray as xr
 from threadpoolctl import threadpool_limits
 
+from tdalib.stats.draws import check_share, check_tau, in_blocks
+
 RESAMPLES = 1000  # of the bootstrap of a pair
 EXACT = 12  # members up to which all sign flips are counted
 BLOCK = 500  # pairs whose resamples are held at a time
 STATISTICS = ("mean", "std", "low", "high", "same_sign", "p_t", "p_flip")
-
-
-def by_member(tau: xr.DataArray) -> xr.DataArray:
-    """τ with the checkpoints of each member averaged: (sample, …) → (member, …).
-
-    Checkpoints of one member are correlated, so they are no independent evidence: inference counts members.
-    """
-    return tau.groupby(tau.member.compute()).mean("sample", skipna=False, keep_attrs=True)
-
-
-def blocks(tau: xr.DataArray) -> xr.DataArray:
-    """τ in lazy blocks that hold all samples of some pairs, so that dask works on a few at a time."""
-    return tau.chunk({"sample": -1} if tau.chunks else {"sample": -1} | ({"train": 25} if "train" in tau.dims else {}))
-
-
-def uncoupled(result: xr.Dataset) -> xr.DataArray:
-    """Leave-one-out τ with θ and θ\\j drawn independently, from losses that are there: no new training.
-
-    Members are taken in pairs; the first gives θ, the second θ\\j. So the draws, half as many, are independent of each
-    other. The coupled ones to compare them with are those of the same number of members.
-
-    Parameters
-    ----------
-    result : Dataset with `loss` (sample, test) and `loss_without` (sample, train, test), as `loo` leaves it
-
-    Returns
-    -------
-    DataArray (sample, train, test, method), the method "loo", in nats, with the coordinates of the draws of θ.
-
-    Raises
-    ------
-    ValueError
-        There is no `loss_without`, or there are less than two members.
-    """
-    if "loss_without" not in result:
-        raise ValueError("uncoupled draws need loss_without, which a method that retrains (loo) leaves in the store")
-    members = np.unique(result.member.values)
-    if len(members) < 2:
-        raise ValueError("uncoupled draws need at least 2 members")
-    chosen = members[: len(members) // 2 * 2].reshape(-1, 2).T
-    at, other = (result.isel(sample=np.flatnonzero(np.isin(result.member.values, m))) for m in chosen)
-    without = other["loss_without"].drop_vars([name for name, c in other.coords.items() if "sample" in c.dims])
-    tau = (without - at["loss"]).expand_dims(method=["loo"]).transpose("sample", "train", "test", "method")
-    return tau.rename("tau").assign_attrs(units=json.dumps({"loo": "nats"}))
 
 
 def per_pair(tau: xr.DataArray, *, level: float = 0.95, seed: int = 0) -> xr.Dataset:
@@ -76,30 +33,33 @@ def per_pair(tau: xr.DataArray, *, level: float = 0.95, seed: int = 0) -> xr.Dat
     Dataset (train, test, method)
         `mean`, `std` (n − 1): in the unit of τ.
         `low`, `high`: the interval of E[τ], by the studentised bootstrap over members (Efron and Tibshirani 1993,
-        chapter 12.5). Three members do not bound it: it is infinite then.
+        chapter 12.5). Three members do not bound it at the usual levels: it is infinite then.
         `same_sign`: share of draws that have the sign of the mean.
         `snr`: |mean| / std.
         `noise_dominated`: 1.0 where std > |mean|, else 0.0.
         `p_t`: two-sided Student t of H0: E[τ] = 0. Is there an effect on average?
-        `p_flip`: the same question by sign flips, which need no normal τ; of n members it is not below 2^(1 − n).
+        `p_flip`: the same by flipping signs, for τ that is symmetric around 0 under H0, normal or not. Of n members it
+        is at least 2^(1 − n); of more than 12, which are flipped at random, at least 2^−11.
         `q`: p_t corrected for the number of pairs of the method (Benjamini and Hochberg 1995): calling all pairs with
-        q ≤ 0.05 effects, 5 % of these calls are expected to be wrong.
-        `p_noise`: 2 Φ(−|mean| / std), that of the released code of Nguyen et al. 2023. Could one draw be told from
-        noise? It does not shrink with more members.
-        NaN where τ is missing or there is one member only. A pair whose every τ is 0 has all p = 1.
+        q ≤ 0.05 effects, at most 5 % of these calls are expected to be wrong. Pairs may depend on each other, if
+        positively, as those that share their members do (Benjamini and Yekutieli 2001).
+        `p_noise`: 2 Φ(−|mean| / std), that of the released code of Nguyen et al. 2023. Could one member be told
+        from noise? It does not shrink with more members.
+        NaN where τ is missing, and but for `mean` and `same_sign` where there is one member only. A pair whose every τ
+        is 0 has all p = 1.
 
     Raises
     ------
     ValueError
-        An impossible level.
+        It is no τ, or an impossible level.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level: {level} is not possible; it must be between 0 and 1")
+    check_tau(tau)
+    check_share("level", level)
     members = np.unique(tau.member.values, return_inverse=True)[1]
     average = np.eye(members.max() + 1)[members] / np.bincount(members)[members, None]  # (sample, member)
     flips, weights = _resampling(average.shape[1], np.random.default_rng(seed))
     table = xr.apply_ufunc(
-        _statistics, blocks(tau),
+        _statistics, in_blocks(tau),
         kwargs={"average": average, "flips": flips, "weights": weights, "level": level},
         input_core_dims=[["sample"]], output_core_dims=[["statistic"]], dask="parallelized", output_dtypes=[float],
         dask_gufunc_kwargs={"output_sizes": {"statistic": len(STATISTICS)}},
@@ -126,7 +86,8 @@ def summary(table: xr.Dataset) -> pd.DataFrame:
     """One row per method: the shares and means over pairs of a `per_pair` table.
 
     Columns: pairs, members, the share with std > |mean|, the mean t-test p, the share with t-test p < 0.05 (expect
-    0.05 of pure noise), and the mean p_noise. Pairs that are NaN are left out and not counted in `pairs`.
+    0.05 of pure noise), the share with q ≤ 0.05, and the mean p_noise. Pairs that are NaN are left out and not counted
+    in `pairs`.
     """
     table = table if "method" in table.dims else table.expand_dims("method")
     over = ("train", "test")
@@ -136,6 +97,7 @@ def summary(table: xr.Dataset) -> pd.DataFrame:
         "std > |mean|": table.noise_dominated.mean(over),
         "mean p (t)": table.p_t.mean(over),
         "share p (t) < 0.05": (table.p_t < 0.05).where(table.p_t.notnull()).mean(over),
+        "share q ≤ 0.05": (table.q <= 0.05).where(table.q.notnull()).mean(over),
         "mean p_noise": table.p_noise.mean(over),
     }
     return pd.DataFrame({name: column.to_series() for name, column in columns.items()}).loc[table.method.values]
@@ -148,7 +110,7 @@ def trustworthy(tau: xr.DataArray | xr.Dataset, fdr: float = 0.05) -> pd.DataFra
     ----------
     tau : DataArray (sample, train, test, method), or its `per_pair` table
     fdr : float
-        The false discovery rate: of the pairs listed for a method, this share is expected to have E[τ] = 0.
+        The false discovery rate: of the pairs listed for a method, at most this share is expected to have E[τ] = 0.
 
     Returns
     -------
@@ -162,8 +124,7 @@ def trustworthy(tau: xr.DataArray | xr.Dataset, fdr: float = 0.05) -> pd.DataFra
     ValueError
         An impossible `fdr`.
     """
-    if not 0 < fdr < 1:
-        raise ValueError(f"fdr: {fdr} is not possible; it must be between 0 and 1")
+    check_share("fdr", fdr)
     table = tau if isinstance(tau, xr.Dataset) else per_pair(tau)
     table = table if "method" in table.dims else table.expand_dims("method")
     labels = [name for name, c in table.coords.items() if c.dims in (("train",), ("test",))]
@@ -245,7 +206,7 @@ def _resampled(x: np.ndarray, flips, weights, level: float) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(t == 0, t, t / np.sqrt(np.where(spread > 1e-6, spread, 0)))  # (pair, resample)
     t.sort(axis=1)
-    cut = int(RESAMPLES * (1 - level) / 2)
+    cut = max(1, round(RESAMPLES * (1 - level) / 2))
     low, high = -t[:, [-1 - cut, cut]].T.astype(float) * np.sqrt(1 - 1 / x.shape[1])
     return np.stack([low, high, p_flip])
 

@@ -7,7 +7,8 @@ import scipy.stats
 import xarray as xr
 from scipy.optimize import elementwise
 
-from tdalib.stats.pairs import by_member, q_value, t_p
+from tdalib.stats.draws import check_share, member_draws
+from tdalib.stats.pairs import q_value, t_p
 
 MOST = 1000  # members; whoever needs more is told infinity
 SUBSETS = 6  # of the members, for each count
@@ -20,27 +21,30 @@ def t_power(snr, members, alpha=0.05) -> np.ndarray:
 
     Arrays broadcast. For normal τ, by the noncentral t distribution (Cohen 1988, Statistical Power Analysis, ch. 2).
     """
-    members = np.asarray(members, float)
+    members = _counts(members)
     return _beyond(scipy.stats.t.isf(np.asarray(alpha) / 2, members - 1), snr, members)
 
 
-def smallest_snr(members, level: float = 0.8, alpha: float = 0.05) -> np.ndarray:
-    """The smallest |mean| / std that so many members find with power `level`; arrays broadcast."""
-    members = np.asarray(members, float)
+def smallest_snr(members, target: float = 0.8, alpha: float = 0.05) -> np.ndarray:
+    """The smallest |mean| / std that so many members find with power `target`, above `alpha`; arrays broadcast."""
+    check_share("alpha", alpha)
+    if not alpha < target < 1:
+        raise ValueError(f"target: {target} is not possible; it must be between alpha, {alpha}, and 1")
+    members = _counts(members)
     high = 20 * scipy.stats.t.isf(alpha / 2, members - 1) / np.sqrt(members)
-    bracket = np.zeros_like(high), high
-    return elementwise.find_root(lambda snr, n: t_power(snr, n, alpha) - level, bracket, args=(members,)).x
+    bracket = np.zeros_like(high), high  # 20 times what is just significant is found with any usual power
+    return elementwise.find_root(lambda snr, n: t_power(snr, n, alpha) - target, bracket, args=(members,)).x
 
 
-def members_needed(snr, level: float = 0.8, alpha: float = 0.05) -> np.ndarray:
-    """The least number of members that finds this |mean| / std with power `level`; infinity for more than 1,000."""
+def members_needed(snr, target: float = 0.8, alpha: float = 0.05) -> np.ndarray:
+    """The least number of members that finds this |mean| / std with power `target`; infinity for more than 1,000."""
     snr = np.abs(snr)
-    found = smallest_snr(np.arange(MOST, 1, -1), level, alpha)  # rises as members get fewer
+    found = smallest_snr(np.arange(MOST, 1, -1), target, alpha)  # rises as members get fewer
     enough = np.searchsorted(found, snr, side="right")  # counts of members that find it
     return np.where(np.isnan(snr), np.nan, np.where(enough > 0, MOST + 1.0 - enough, np.inf))
 
 
-def power(tau: xr.DataArray, members=None, *, fdr: float = 0.05, level: float = 0.8, seed: int = 0) -> xr.Dataset:
+def power(tau: xr.DataArray, members=None, *, fdr: float = 0.05, target: float = 0.8, seed: int = 0) -> xr.Dataset:
     """What more members would show, from a pilot: a store with a few.
 
     Parameters
@@ -50,7 +54,7 @@ def power(tau: xr.DataArray, members=None, *, fdr: float = 0.05, level: float = 
         Counts to ask about; by default from 2 to five times those of the pilot.
     fdr : float
         A pair is found where q ≤ `fdr`, as in `trustworthy`.
-    level : float
+    target : float
         Power that `needed` asks for.
     seed : int
         Of the subsets of members.
@@ -62,40 +66,37 @@ def power(tau: xr.DataArray, members=None, *, fdr: float = 0.05, level: float = 
         more than the pilot has.
         `predicted` (members, method): the same for any count. The pairs are taken for a mixture of signal-to-noise
         ratios, fitted to the t statistics of the pilot by maximum likelihood (Kiefer and Wolfowitz 1956), so that the
-        scatter of the pilot's own estimates is not taken for signal.
-        `needed` (train, test, method): members with which a t test at level 0.05 finds this pair with power `level`.
+        scatter of the pilot's own estimates is not taken for signal. It is for normal τ: where tails are heavy, a few
+        members see too little of them and forecast too much.
+        `needed` (train, test, method): members with which a t test at level 0.05 finds this pair with power `target`.
         By the unbiased estimate of SNR²; infinite where that is not above 0, and for more than 1,000.
 
     Raises
     ------
     ValueError
-        A pilot of fewer than 4 members, a count below 2, an impossible `fdr` or `level`.
+        A pilot of fewer than 4 members, a count below 2, an impossible `fdr` or `target`.
     """
-    for name, value in {"fdr": fdr, "level": level}.items():
-        if not 0 < value < 1:
-            raise ValueError(f"{name}: {value} is not possible; it must be between 0 and 1")
-    tau = tau if "method" in tau.dims else tau.expand_dims("method")
-    draws = by_member(tau).transpose("member", "train", "test", "method").compute()
+    check_share("fdr", fdr)
+    check_share("target", target)
+    draws = member_draws(tau, at_least=4)
     pilot = draws.sizes["member"]
-    if pilot < 4:
-        raise ValueError(f"a pilot needs at least 4 members, not {pilot}")
     default = [k for k in (*range(2, 11), 12, 15, 20, 30, 40, 50, 75, 100, 150, 200) if k <= 5 * pilot]
     counts = np.unique(default if members is None else members)
     if len(counts) == 0 or counts[0] < 2:
         raise ValueError(f"members: {members} is not possible; it must be counts of 2 or more")
     found, predicted, needed = [], [], []
     for method in range(draws.sizes["method"]):
-        x = draws.values[..., method].reshape(pilot, -1).astype(np.float64)  # (member, pair)
-        there = x[:, ~np.isnan(x).any(0)]
-        there = there[np.argsort(there.mean(1))]  # so that subsets do not depend on the order of the members
+        x = draws.values[..., method].reshape(pilot, -1)  # (member, pair)
+        whole = x[:, ~np.isnan(x).any(0)]
+        whole = whole[np.argsort(whole.mean(1))]  # so that subsets do not depend on the order of the members
         stream = np.random.default_rng(seed)
-        found.append([_found(there, k, fdr, stream) if k <= pilot else np.nan for k in counts])
+        found.append([_found(whole, k, fdr, stream) if k <= pilot else np.nan for k in counts])
         with np.errstate(divide="ignore", invalid="ignore"):
             snr = np.where((x == 0).all(0), 0, abs(x.mean(0)) / x.std(0, ddof=1))  # (pair,)
             squared = snr**2 * (pilot - 3) / (pilot - 1) - 1 / pilot
         weights = _mixture(snr[~np.isnan(snr)] * np.sqrt(pilot), pilot)
         predicted.append([_predicted(weights, k, fdr) for k in counts])
-        needed.append(members_needed(np.sqrt(np.maximum(squared, 0)), level).reshape(draws.shape[1:3]))
+        needed.append(members_needed(np.sqrt(np.maximum(squared, 0)), target).reshape(draws.shape[1:3]))
     table = xr.Dataset(
         {
             "found": (("method", "members"), found),
@@ -103,9 +104,16 @@ def power(tau: xr.DataArray, members=None, *, fdr: float = 0.05, level: float = 
             "needed": (("method", "train", "test"), needed),
         },
         {"members": counts, **{name: c for name, c in draws.coords.items() if "member" not in c.dims}},
-        {"pilot": pilot, "fdr": fdr, "level": level},
+        {"pilot": pilot, "fdr": fdr, "target": target},
     )
     return table.transpose("members", "train", "test", "method")
+
+
+def _counts(members) -> np.ndarray:
+    members = np.asarray(members, float)
+    if not (members >= 2).all():
+        raise ValueError(f"members: {members.tolist()} is not possible; a t test needs at least 2")
+    return members
 
 
 def _beyond(critical, snr, members) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 import scipy.stats
 import xarray as xr
 
-from tdalib.stats.pairs import by_member
+from tdalib.stats.draws import check_length, member_draws
 
 PERSISTENCE = 0.9  # of rank-biased overlap: the chance to read on to the next rank
 
@@ -43,13 +43,9 @@ def top_k_stability(tau: xr.DataArray, k: int = 5) -> xr.Dataset:
     ValueError
         One member alone, or an impossible `k`.
     """
-    draws = by_member(tau if "method" in tau.dims else tau.expand_dims("method"))
-    draws = draws.transpose("member", "train", "test", "method").compute()
+    draws = member_draws(tau, at_least=2)
     members, points = draws.sizes["member"], draws.sizes["train"]
-    if members < 2:
-        raise ValueError("stability across members needs at least 2 members")
-    if not 1 <= k <= points:
-        raise ValueError(f"k: {k} is not possible; it must be from 1 to the number of train points, {points}")
+    check_length(k, points)
     top = proponents(draws, k)
     one, other = np.triu_indices(members, 1)
     shared = []  # of each depth, (test, method, pair of members)
@@ -61,9 +57,9 @@ def top_k_stability(tau: xr.DataArray, k: int = 5) -> xr.Dataset:
     weights[-1] += PERSISTENCE**k
     agreed = np.stack([x / d for x, d in zip(shared, depths, strict=True)], -1)  # (test, method, pair, depth)
     values = {"overlap": agreed[..., -1], "jaccard": shared[-1] / (2 * k - shared[-1]), "rbo": agreed @ weights}
-    there = draws.notnull().all(("member", "train"))  # (test, method)
+    complete = draws.notnull().all(("member", "train"))  # (test, method)
     labels = {name: c for name, c in draws.coords.items() if c.dims in (("test",), ("method",))}
-    table = xr.Dataset({name: (("test", "method"), v.mean(-1)) for name, v in values.items()}, labels).where(there)
+    table = xr.Dataset({name: (("test", "method"), v.mean(-1)) for name, v in values.items()}, labels).where(complete)
     common = np.arange(k + 1)
     jaccard = scipy.stats.hypergeom(points, k, k).pmf(common) @ (common / (2 * k - common))
     chance = {"overlap": k / points, "jaccard": jaccard, "rbo": weights @ depths / points}

@@ -1,0 +1,91 @@
+"""τ as draws: by member, with θ and θ\\j independent, in blocks of pairs."""
+
+import json
+
+import numpy as np
+import xarray as xr
+
+
+def by_member(tau: xr.DataArray) -> xr.DataArray:
+    """τ with the checkpoints of each member averaged: (sample, …) → (member, …).
+
+    Checkpoints of one member are correlated, so they are no independent evidence: inference counts members.
+    """
+    return tau.groupby(tau.member.compute()).mean("sample", skipna=False, keep_attrs=True)
+
+
+def uncoupled(result: xr.Dataset) -> xr.DataArray:
+    """Leave-one-out τ with θ and θ\\j drawn independently, from losses that are there: no new training.
+
+    Members are taken in pairs; the first gives θ, the second θ\\j. So the draws, half as many, are independent of each
+    other. The coupled ones to compare them with are those of the same number of members.
+
+    Parameters
+    ----------
+    result : Dataset with `loss` (sample, test) and `loss_without` (sample, train, test), as `loo` leaves it
+
+    Returns
+    -------
+    DataArray (sample, train, test, method), the method "loo", in nats, with the coordinates of the draws of θ.
+
+    Raises
+    ------
+    ValueError
+        There is no `loss_without`, there are fewer than 2 members, or they have unequal numbers of draws.
+    """
+    if "loss_without" not in result:
+        raise ValueError("uncoupled draws need loss_without, which a method that retrains (loo) leaves in the store")
+    members, counts = np.unique(result.member.values, return_counts=True)
+    if len(members) < 2 or len(set(counts)) > 1:
+        raise ValueError(f"uncoupled draws need at least 2 members with equal numbers of draws, not {counts.tolist()}")
+    result = result.sortby(["member", "checkpoint"] if "checkpoint" in result.coords else "member")
+    chosen = members[: len(members) // 2 * 2].reshape(-1, 2).T
+    at, other = (result.isel(sample=np.flatnonzero(np.isin(result.member.values, m))) for m in chosen)
+    without = other["loss_without"].drop_vars([name for name, c in other.coords.items() if "sample" in c.dims])
+    with xr.set_options(arithmetic_join="exact"):
+        tau = (without - at["loss"]).expand_dims(method=["loo"]).transpose("sample", "train", "test", "method")
+    return tau.rename("tau").assign_attrs(units=json.dumps({"loo": "nats"}))
+
+
+def member_draws(tau: xr.DataArray, at_least: int = 1) -> xr.DataArray:
+    """τ by member in memory, (member, train, test, method), float64; one method alone keeps its dimension.
+
+    Raises
+    ------
+    ValueError
+        It is no τ, there are fewer members, or no pair is finished.
+    """
+    check_tau(tau)
+    draws = by_member(tau if "method" in tau.dims else tau.expand_dims("method"))
+    if draws.sizes["member"] < at_least:
+        raise ValueError(f"at least {at_least} members are needed, not {draws.sizes['member']}")
+    draws = draws.transpose("member", "train", "test", "method").astype(np.float64).compute()
+    if draws.isnull().any("member").all():
+        raise ValueError("τ is NaN somewhere in every pair: the run is not finished")
+    return draws
+
+
+def check_tau(tau: xr.DataArray, coordinate: str = "member") -> None:
+    """Refuse what is not a labelled τ."""
+    whole = isinstance(tau, xr.DataArray) and {"sample", "train", "test"} <= set(tau.dims) and coordinate in tau.coords
+    if not whole:
+        raise ValueError(f"τ must be a DataArray (sample, train, test, method) with {coordinate!r}, such as result.tau")
+    if 0 in tau.shape:
+        raise ValueError(f"τ is empty: {dict(tau.sizes)}")
+
+
+def in_blocks(tau: xr.DataArray) -> xr.DataArray:
+    """τ in lazy blocks that hold all samples of some pairs, so that dask works on a few at a time."""
+    return tau.chunk({"sample": -1} if tau.chunks else {"sample": -1} | ({"train": 25} if "train" in tau.dims else {}))
+
+
+def check_share(name: str, value: float) -> None:
+    """Refuse what is not strictly between 0 and 1."""
+    if not 0 < value < 1:
+        raise ValueError(f"{name}: {value} is not possible; it must be between 0 and 1")
+
+
+def check_length(k: int, points: int) -> None:
+    """Refuse a list of `k` of so many train points."""
+    if not 1 <= k <= points:
+        raise ValueError(f"k: {k} is not possible; it must be from 1 to the number of train points, {points}")
