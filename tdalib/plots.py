@@ -111,18 +111,18 @@ def plot_correlations(correlation: xr.DataArray, *, low: float = -1, ax: Axes | 
     return ax
 
 
-def plot_ceiling(ceiling: xr.Dataset, kind: str, *, ax: Axes | None = None) -> Axes:
+def plot_ceiling(ceiling: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """Correlation with the truth, as measured and free of noise, for each method of `stats.noise_ceiling`."""
     ax = ax or plt.gca()
     methods = [str(name) for name in ceiling.method.values if name != ceiling.attrs["truth"]]
-    chosen = ceiling.sel({"kind": kind, "method": methods})
+    chosen = ceiling.sel({"method": methods})
     at, width, tints = np.arange(len(methods)), 0.38, list(map(colour, methods))
     ax.bar(at - width / 2, chosen["correlation"], width, color=tints, alpha=0.45, edgecolor="0.3")
     ax.bar(at + width / 2, chosen["true_correlation"], width, color=tints, edgecolor="0.3")
     line = ax.axhline(float(chosen["ceiling"]), color="0.2", linestyle="--", linewidth=1)
     ax.axhline(0, color="0.2", linewidth=0.8)
     ax.set_xticks(at, methods)
-    label = f"{kind.capitalize()} correlation of mean τ with {ceiling.attrs['truth']}"
+    label = f"Pearson correlation of mean τ with {ceiling.attrs['truth']}"
     ax.set(xlabel="method", ylabel=label, ylim=(min(ax.get_ylim()[0], 0), 1.38))
     ax.set_yticks([y for y in np.linspace(-1, 1, 11) if y >= ax.get_ylim()[0]])
     pale, full = (plt.Rectangle((0, 0), 1, 1, facecolor="0.4", alpha=alpha, edgecolor="0.3") for alpha in (0.45, 1))

@@ -65,9 +65,9 @@ def test_heat_map_says_the_correlations(tau, ax):
 
 
 def test_bars_stand_under_the_ceiling_line(tau, ax):
-    ceiling = stats.noise_ceiling(tau).sel(kind=["pearson"])
-    ceiling["ceiling"][:], ceiling["true_correlation"][:] = 0.7, 0.5
-    plots.plot_ceiling(ceiling, "pearson", ax=ax)
+    ceiling = stats.noise_ceiling(tau)
+    ceiling["ceiling"][()], ceiling["true_correlation"][:] = 0.7, 0.5
+    plots.plot_ceiling(ceiling, ax=ax)
     heights = [bar.get_height() for bar in ax.patches]
     np.testing.assert_allclose(heights, [float(ceiling.correlation.sel({"method": "gc"}).squeeze()), 0.5])
     assert ax.lines[0].get_ydata()[0] == 0.7 and ax.get_ylabel() == "Pearson correlation of mean τ with loo"

@@ -84,6 +84,15 @@ def test_order_of_members_and_missing_pairs():
     assert table.needed[3].isnull().all() and table.needed[4].notnull().all() and table.found.notnull().all()
 
 
+def test_pairs_that_never_vary_are_found_never_or_always():
+    draws = np.zeros((6, 1, 60, 100, 3))
+    draws[..., 1] = 2.0
+    draws[:, 0, 0, :3, 2] = np.random.default_rng(4).normal(size=(6, 3))  # nearly all are 0
+    predicted = stats.power(simulate(draws), [6, 40]).predicted
+    np.testing.assert_allclose(predicted.sel({"method": ["m0", "m1"]}), [[0, 1], [0, 1]])
+    assert (predicted.sel({"method": "m2"}) < 1e-3).all()
+
+
 def test_impossible_questions_are_refused():
     with pytest.raises(ValueError, match="at least 4 members are needed, not 3"):
         stats.power(pilot(3))

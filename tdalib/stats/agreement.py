@@ -36,7 +36,9 @@ def agreement(tau: xr.DataArray, *, k: int = 5, resamples: int = 200, level: flo
         `low`, `high`: a confidence interval of the correlation that so many members give on average. Members are
         resampled for all methods together; the scatter of Fisher's z is laid around the estimate, because resampled
         means are noisier than the means and so correlate less, and widened for few members (Hesterberg 2015, Amer.
-        Statist. 69:371). Of more than 10,000 pairs as many are drawn at random for it.
+        Statist. 69:371). Where pairs have noise of their own and are many it is too wide, since resamples differ in how
+        many members they hold; for "std" and heavy tails it can be too narrow. NaN for fewer than 4 members. Of more
+        than 10,000 pairs as many are drawn at random for it.
         `same_sign` (method, other): share of pairs whose means have one sign, of those where neither is 0.
         `top_k` (test, method, other): share of the `k` strongest proponents, by mean, that two methods have in common.
 
@@ -58,7 +60,11 @@ def agreement(tau: xr.DataArray, *, k: int = 5, resamples: int = 200, level: flo
     z, centre = _fisher(np.stack(redrawn)), _fisher(found)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of methods that never vary
-        low, high = _widen(members, level) * np.nanquantile(z - np.nanmean(z, 0), [(1 - level) / 2, (1 + level) / 2], 0)
+        low, high = (
+            (1 if members > 3 else np.nan)
+            * _widen(members, level)
+            * np.nanquantile(z - np.nanmean(z, 0), [(1 - level) / 2, (1 + level) / 2], 0)
+        )
     sign = np.sign(x.mean(0))
     both = abs(sign) @ abs(sign).T
     top = in_top(proponents(draws.mean("member"), k), draws.sizes["train"])  # (test, method, train)
@@ -81,6 +87,8 @@ def agreement(tau: xr.DataArray, *, k: int = 5, resamples: int = 200, level: flo
 def noise_ceiling(tau: xr.DataArray, truth: str = "loo", *, seed: int = 0) -> xr.Dataset:
     """How well a method can correlate with a ground truth that is noisy itself, and how near each comes to that.
 
+    By Pearson's correlation over pairs: the rules below do not hold for ranks, where they can be far off.
+
     Parameters
     ----------
     tau : DataArray (sample, train, test, method) with the coordinate `member`
@@ -92,43 +100,39 @@ def noise_ceiling(tau: xr.DataArray, truth: str = "loo", *, seed: int = 0) -> xr
     Returns
     -------
     Dataset
-        `reliability` (kind, method): correlation over pairs of the means of τ with those of as many other members,
-        from those of two halves by the formula of Spearman and Brown (both 1910).
-        `ceiling` (kind): the square root of the truth's reliability, what its noiseless expectation would reach.
-        `correlation` (kind, method): of the means with the truth's, the noise of shared members included.
-        `of_ceiling` (kind, method): correlation / ceiling. A method from the same members shares their noise with the
-        truth, so that it can pass 1.
-        `true_correlation` (kind, method): of the expectations, free of noise: the correlation of a method on one half
-        with the truth on the other, divided by the geometric mean of the two's split-half correlations (Spearman 1904).
-        For ranks it is approximate. An estimate, it can pass 1; NaN where a split-half correlation is not above 0.
+        `reliability` (method): correlation over pairs of the means of τ with those of as many other members, from
+        those of two halves by the formula of Spearman and Brown (both 1910).
+        `ceiling`: the square root of the truth's reliability, what its noiseless expectation would reach.
+        `correlation` (method): of the means with the truth's, the noise of shared members included.
+        `of_ceiling` (method): correlation / ceiling. A method from the same members shares their noise with the truth,
+        so that it can pass 1.
+        `true_correlation` (method): of the expectations, free of noise: the correlation of a method on one half with
+        the truth on the other, divided by the geometric mean of the two's split-half correlations (Spearman 1904). It
+        can pass 1 and scatters where the noise is strong; NaN where a split-half correlation is not above 0.
 
     Raises
     ------
     ValueError
-        One member alone, or a truth that is not among the methods.
+        It is no τ, one member alone, or a truth that is not among the methods.
     """
     draws, x = _draws(tau)
     at, members = _position(draws, truth), len(x)
     half, stream = members // 2, np.random.default_rng(seed)
-    across = 0.0
+    across = np.zeros((x.shape[1], x.shape[1]))  # (method, other)
     for _ in range(SPLITS):
         order = stream.permutation(members)
-        first, second = x[order[:half]].mean(0), x[order[half : 2 * half]].mean(0)
-        across += (
-            np.stack([_correlation(*ends) for ends in ((first, second), (_ranks(first), _ranks(second)))]) / SPLITS
-        )
-    across = (across + across.swapaxes(1, 2)) / 2  # (kind, method, other)
-    own = np.where(across > 0, across, np.nan)[:, *np.diag_indices(x.shape[1])]  # (kind, method)
+        across += _correlation(x[order[:half]].mean(0), x[order[half : 2 * half]].mean(0)) / SPLITS
+    across = (across + across.T) / 2
+    own = np.where(across > 0, across, np.nan).diagonal()  # (method,)
     reliability = own * members / half / (1 + (members / half - 1) * own)
-    mean = x.mean(0)
     table = xr.Dataset(
         {
-            "reliability": (("kind", "method"), reliability),
-            "ceiling": ("kind", np.sqrt(reliability[:, at])),
-            "correlation": (("kind", "method"), np.stack([_correlation(v, v)[at] for v in (mean, _ranks(mean))])),
-            "true_correlation": (("kind", "method"), across[:, at] / np.sqrt(own[:, at, None] * own)),
+            "reliability": ("method", reliability),
+            "ceiling": ((), np.sqrt(reliability[at])),
+            "correlation": ("method", _correlation(x.mean(0), x.mean(0))[at]),
+            "true_correlation": ("method", across[at] / np.sqrt(own[at] * own)),
         },
-        {"kind": KINDS, "method": draws.method.values},
+        {"method": draws.method.values},
         {"members": members, "truth": truth},
     )
     return table.assign(of_ceiling=table.correlation / table.ceiling)

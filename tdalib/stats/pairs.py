@@ -39,10 +39,11 @@ def per_pair(tau: xr.DataArray, *, level: float = 0.95, seed: int = 0) -> xr.Dat
         `noise_dominated`: 1.0 where std > |mean|, else 0.0.
         `p_t`: two-sided Student t of H0: E[τ] = 0. Is there an effect on average?
         `p_flip`: the same by flipping signs, for τ that is symmetric around 0 under H0, normal or not. Of n members it
-        is at least 2^(1 − n); of more than 12, which are flipped at random, at least 2^−11.
+        is at least 2^(1 − n); of more than 12, which are flipped at random, about 2^−11.
         `q`: p_t corrected for the number of pairs of the method (Benjamini and Hochberg 1995): calling all pairs with
         q ≤ 0.05 effects, at most 5 % of these calls are expected to be wrong. Pairs may depend on each other, if
-        positively, as those that share their members do (Benjamini and Yekutieli 2001).
+        positively, as those that share their members do (Benjamini and Yekutieli 2001). As p_t it is for τ that is
+        about normal or symmetric over members: with few members and skewed τ more of the calls are wrong.
         `p_noise`: 2 Φ(−|mean| / std), that of the released code of Nguyen et al. 2023. Could one member be told
         from noise? It does not shrink with more members.
         NaN where τ is missing, and but for `mean` and `same_sign` where there is one member only. A pair whose every τ
@@ -110,7 +111,8 @@ def trustworthy(tau: xr.DataArray | xr.Dataset, fdr: float = 0.05) -> pd.DataFra
     ----------
     tau : DataArray (sample, train, test, method), or its `per_pair` table
     fdr : float
-        The false discovery rate: of the pairs listed for a method, at most this share is expected to have E[τ] = 0.
+        The false discovery rate: of the pairs listed for a method, at most this share is expected to have E[τ] = 0, or
+        more with few members and skewed τ, see `q` of `per_pair`.
 
     Returns
     -------

@@ -67,7 +67,7 @@ def power(tau: xr.DataArray, members=None, *, fdr: float = 0.05, target: float =
         `predicted` (members, method): the same for any count. The pairs are taken for a mixture of signal-to-noise
         ratios, fitted to the t statistics of the pilot by maximum likelihood (Kiefer and Wolfowitz 1956), so that the
         scatter of the pilot's own estimates is not taken for signal. It is for normal τ: where tails are heavy, a few
-        members see too little of them and forecast too much.
+        members see too little of them and forecast too much, as a small pilot does where all ratios are small.
         `needed` (train, test, method): members with which a t test at level 0.05 finds this pair with power `target`.
         By the unbiased estimate of SNR²; infinite where that is not above 0, and for more than 1,000.
 
@@ -94,8 +94,14 @@ def power(tau: xr.DataArray, members=None, *, fdr: float = 0.05, target: float =
         with np.errstate(divide="ignore", invalid="ignore"):
             snr = np.where((x == 0).all(0), 0, abs(x.mean(0)) / x.std(0, ddof=1))  # (pair,)
             squared = snr**2 * (pilot - 3) / (pilot - 1) - 1 / pilot
-        weights = _mixture(snr[~np.isnan(snr)] * np.sqrt(pilot), pilot)
-        predicted.append([_predicted(weights, k, fdr) for k in counts])
+        known = snr[~np.isnan(snr)]
+        varying = known[(known > 0) & np.isfinite(known)]  # the others are found never or always
+        weights = _mixture(varying * np.sqrt(pilot), pilot) * len(varying)
+        weights[0] += (known == 0).sum()
+        certain = np.isinf(known).sum()
+        predicted.append(
+            [_predicted(weights, certain, k, fdr) for k in counts] if len(known) else [np.nan] * len(counts)
+        )
         needed.append(members_needed(np.sqrt(np.maximum(squared, 0)), target).reshape(draws.shape[1:3]))
     table = xr.Dataset(
         {
@@ -134,18 +140,22 @@ def _found(x: np.ndarray, count: int, fdr: float, stream: np.random.Generator) -
 
 def _mixture(t: np.ndarray, members: int) -> np.ndarray:
     """Weights of the SNR that make the |t| of the pairs most likely, by expectation maximisation on their histogram."""
-    edges = np.unique(np.quantile(t[np.isfinite(t)], np.linspace(0, 1, 300)[1:-1])) if np.isfinite(t).any() else []
-    edges = np.concatenate([[0], edges, [np.inf]])
-    counts = np.histogram(np.minimum(t, np.finfo(float).max), edges)[0]  # (bin,)
+    weights = np.full(len(SNR), 1 / len(SNR))
+    if len(t) == 0:
+        return weights
+    edges = np.concatenate([[0], np.unique(np.quantile(t, np.linspace(0, 1, 300)[1:-1])), [np.inf]])
+    counts = np.histogram(t, edges)[0]  # (bin,)
     beyond = np.concatenate([_beyond(edges[:-1, None], SNR, members), np.zeros((1, len(SNR)))])
     likely = np.maximum(-np.diff(beyond, axis=0), 1e-300)  # (bin, SNR)
-    weights = np.full(len(SNR), 1 / len(SNR))
     for _ in range(2000):
         weights *= (counts / (likely @ weights)) @ likely / counts.sum()
     return weights
 
 
-def _predicted(weights: np.ndarray, members: int, fdr: float) -> float:
-    """Share of pairs with q ≤ fdr in a large mixture: at the largest level ≤ fdr times the share found at it."""
-    found = t_power(SNR, members, ALPHA[:, None]) @ weights  # (level,)
+def _predicted(weights: np.ndarray, certain: int, members: int, fdr: float) -> float:
+    """Share of pairs with q ≤ fdr in a large mixture: at the largest level ≤ fdr times the share found at it.
+
+    `weights` count the pairs of each SNR, `certain` those that never vary and are always found.
+    """
+    found = (t_power(SNR, members, ALPHA[:, None]) @ weights + certain) / (weights.sum() + certain)  # (level,)
     return float(found[fdr * found >= ALPHA].max(initial=0.0))
