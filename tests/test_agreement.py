@@ -35,6 +35,37 @@ def test_correlations_against_scipy():
     assert (table.top_k[:, 0, 0] == 1).all() and float(table.same_sign[1, 1]) == 1
 
 
+def test_ties_and_zeros():
+    """Ranks of equal values are their mean; pairs whose mean is 0 for either method have no sign to agree on."""
+    draws = np.random.default_rng(14).integers(-2, 3, (4, 1, 8, 9, 2)).astype(float)
+    draws[:, 0, :3, 0, 0] = 0
+    tau = simulate(draws)
+    a, b = tau.mean("sample").values.reshape(-1, 2).T
+    table = stats.agreement(tau, resamples=2)
+    got = table.correlation.sel(statistic="mean", kind="spearman")[0, 1]
+    assert float(got) == pytest.approx(scipy.stats.spearmanr(a, b).statistic)
+    both = (a != 0) & (b != 0)
+    assert both.mean() < 0.95 and float(table.same_sign[0, 1]) == pytest.approx((np.sign(a) == np.sign(b))[both].mean())
+
+
+def test_interval_against_a_loop():
+    """Fisher's z of the resampled tables' correlations, centred, widened for six members; by scipy, table by table."""
+    tau = methods(np.random.default_rng(15), members=6, pairs=(5, 8))
+    table = stats.agreement(tau, resamples=30, level=0.8, seed=3).isel(method=0, other=1)
+    x, stream, z = tau.values.astype(float).reshape(6, -1, 2), np.random.default_rng(3), []
+    x = x[np.lexsort(x.mean(1).T)]  # whatever the order of the members was
+    for _ in range(30):
+        pairs = stats.per_pair(simulate(x[stream.integers(6, size=6)].reshape(6, 1, 5, 8, 2)))
+        columns = [pairs[name].values.reshape(-1, 2).T for name in ("mean", "std")]
+        z.append([[np.arctanh(f(a, b).statistic) for f in (scipy.stats.pearsonr, scipy.stats.spearmanr)]
+                  for a, b in columns])  # fmt: skip
+    wide = np.sqrt(6 / 5) * scipy.stats.t.ppf(0.9, 5) / scipy.stats.norm.ppf(0.9)
+    ends = np.quantile(z - np.mean(z, 0), [0.1, 0.9], axis=0) * wide
+    for end, scatter in zip((table.low, table.high), ends, strict=True):
+        expected = np.tanh(np.arctanh(table.correlation[:2]) + scatter)
+        np.testing.assert_allclose(end[:2], expected, atol=1e-5)
+
+
 def test_interval_holds_what_other_members_give():
     """One set of pairs, many sets of members: the mean correlation lies in about 90 % of the 90 % intervals."""
     stream = np.random.default_rng(1)
@@ -116,6 +147,17 @@ def test_distances_against_scipy(chunks):
         assert float(got.ks) == pytest.approx(scipy.stats.ks_2samp(x, y).statistic)
 
 
+def test_distances_of_draws_that_are_equal():
+    """Whole numbers, most of them in both; a second pair makes the scale exactly 1."""
+    x, y = np.random.default_rng(16).integers(0, 4, (2, 16)).astype(float)
+    balance = 1 + (y @ y - np.sort(x) @ np.sort(y)) / 16
+    draws = np.stack([np.stack([x, y], -1), np.tile([balance, 1], (16, 1))], 1)  # (member, train, method)
+    table = stats.distances(simulate(draws.reshape(16, 1, 2, 1, 2)), "m0").isel(train=0).squeeze()
+    assert float(table.scale) == 1
+    assert float(table.ks) == pytest.approx(scipy.stats.ks_2samp(x, y).statistic)
+    assert float(table.energy) == pytest.approx(scipy.stats.energy_distance(x, y))
+
+
 def test_the_scale_is_the_best_one():
     tau = methods(np.random.default_rng(6), members=12)
     table = stats.distances(tau, "m0")
@@ -130,6 +172,9 @@ def test_the_scale_is_the_best_one():
     assert float(stats.distances(twin, "m0").scale.squeeze()) == pytest.approx(0.25)
     assert float(stats.distances(twin, "m0").w2.max()) < 1e-6
     assert float(stats.distances(opposite, "m0").scale.squeeze()) < 0.5
+    shifted = tau.isel(method=[0]) + 9
+    against = xr.concat([shifted, -shifted.assign_coords(method=["no"])], "method")
+    assert float(stats.distances(against, "m0").scale.squeeze()) == 0
 
 
 def test_missing_pairs_are_left_out():
@@ -145,34 +190,6 @@ def test_missing_pairs_are_left_out():
     far = stats.distances(holes, "m0")
     assert far.isel(train=3).w1.isnull().all() and far.isel(train=4).ks.notnull().all()
     np.testing.assert_allclose(far.scale, stats.distances(kept, "m0").scale)
-
-
-def rank_biased_overlap(one, other, p=0.9):
-    """Equation 32 of Webber et al., written out."""
-    k = len(one)
-    common = [len(set(one[:d]) & set(other[:d])) for d in range(1, k + 1)]
-    return common[-1] / k * p**k + (1 - p) / p * sum(x / d * p**d for d, x in enumerate(common, 1))
-
-
-def test_top_k_stability_against_loops():
-    tau = methods(np.random.default_rng(8), members=4, pairs=(12, 6), checkpoints=2)
-    table, mean = stats.top_k_stability(tau, 3), stats.by_member(tau).values
-    for test, method in np.ndindex(6, 2):
-        lists = [np.argsort(-mean[m, :, test, method])[:3].tolist() for m in range(4)]
-        pairs = [(a, b) for k, a in enumerate(lists) for b in lists[k + 1 :]]
-        got = table.isel(test=test, method=method)
-        common = np.array([len(set(a) & set(b)) for a, b in pairs])
-        assert float(got.overlap) == pytest.approx((common / 3).mean())
-        assert float(got.jaccard) == pytest.approx((common / (6 - common)).mean())
-        assert float(got.rbo) == pytest.approx(np.mean([rank_biased_overlap(a, b) for a, b in pairs]))
-
-
-def test_top_k_stability_of_certainty_and_of_chance():
-    certain = simulate(np.repeat(np.random.default_rng(9).normal(size=(1, 1, 20, 5, 1)), 4, axis=0))
-    assert all((values == 1).all() for values in stats.top_k_stability(certain).data_vars.values())
-    noise = stats.top_k_stability(simulate(np.random.default_rng(10).normal(size=(6, 1, 20, 400, 1))))
-    for name in ("overlap", "jaccard", "rbo"):
-        assert float(noise[name].mean()) == pytest.approx(noise.attrs[f"chance_{name}"], rel=0.05)
 
 
 def test_impossible_questions_are_refused():

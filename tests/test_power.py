@@ -60,7 +60,11 @@ def test_subsets_of_a_pilot_are_what_was_found():
     table = stats.power(tau, [4, 6]).isel(method=0)
     shares = [float((stats.per_pair(tau.isel(sample=slice(k, k + 4))).q <= 0.05).mean()) for k in range(3)]
     assert float(table.found[0]) == pytest.approx(np.mean(shares), abs=0.01)
-    assert float(table.found[1]) == pytest.approx(float((stats.per_pair(tau).q <= 0.05).mean()))
+    q = stats.per_pair(tau).q
+    assert float(table.found[1]) == pytest.approx(float((q <= 0.05).mean()))
+    lenient = stats.power(tau, [6], fdr=0.3).isel(method=0, members=0)
+    assert float(lenient.found) == pytest.approx(float((q <= 0.3).mean())) and lenient.found > 2 * table.found[1]
+    assert float(lenient.predicted) == pytest.approx(float(lenient.found), abs=0.05)
 
 
 def test_members_needed_of_each_pair():
@@ -69,9 +73,22 @@ def test_members_needed_of_each_pair():
     clear = SNR > 0.7
     assert np.median(table[clear] / stats.members_needed(SNR[clear])) == pytest.approx(1, abs=0.1)
     assert np.isinf(table[SNR == 0]).mean() > 0.5
-    few = np.random.default_rng(3).normal(0.8, 1, (200_000, 5))
-    squared = (few.mean(1) / few.std(1, ddof=1)) ** 2 * 2 / 4 - 1 / 5
-    assert squared.mean() == pytest.approx(0.8**2, rel=0.03)  # the formula has no bias
+
+
+def test_members_needed_by_the_unbiased_ratio():
+    """SNR² (n − 3) / (n − 1) − 1 / n has no bias, and is what the count of each pair, for any target, comes from."""
+
+    def unbiased(x):  # (member, …)
+        n = len(x)
+        return (x.mean(0) / x.std(0, ddof=1)) ** 2 * (n - 3) / (n - 1) - 1 / n
+
+    few = np.random.default_rng(3).normal(0.8, 1, (5, 200_000))
+    assert unbiased(few).mean() == pytest.approx(0.8**2, rel=0.03)
+    tau = simulate(few[:, :600].reshape(5, 1, 20, 30, 1))
+    ratio = np.sqrt(unbiased(tau.values.astype(float)).clip(0))
+    for target in (0.5, 0.8, 0.95):
+        needed = stats.power(tau, [5], target=target).needed
+        np.testing.assert_array_equal(needed, stats.members_needed(ratio, target))
 
 
 def test_order_of_members_and_missing_pairs():

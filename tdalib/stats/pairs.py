@@ -24,7 +24,7 @@ def per_pair(tau: xr.DataArray, *, level: float = 0.95, seed: int = 0) -> xr.Dat
     tau : DataArray (sample, train, test, method) with the coordinate `member`
         In memory, or lazy: then a few chunks at a time are read.
     level : float
-        Of the interval.
+        Of the interval, at most 0.998: beyond that 1,000 resamples do not tell.
     seed : int
         Of the bootstrap, and of the sign flips of more than 12 members.
 
@@ -56,6 +56,8 @@ def per_pair(tau: xr.DataArray, *, level: float = 0.95, seed: int = 0) -> xr.Dat
     """
     check_tau(tau)
     check_share("level", level)
+    if level > 1 - 2 / RESAMPLES:
+        raise ValueError(f"level: {level} is not possible with {RESAMPLES} resamples; it must be at most 0.998")
     members = np.unique(tau.member.values, return_inverse=True)[1]
     average = np.eye(members.max() + 1)[members] / np.bincount(members)[members, None]  # (sample, member)
     flips, weights = _resampling(average.shape[1], np.random.default_rng(seed))
@@ -129,7 +131,7 @@ def trustworthy(tau: xr.DataArray | xr.Dataset, fdr: float = 0.05) -> pd.DataFra
     check_share("fdr", fdr)
     table = tau if isinstance(tau, xr.Dataset) else per_pair(tau)
     table = table if "method" in table.dims else table.expand_dims("method")
-    labels = [name for name, c in table.coords.items() if c.dims in (("train",), ("test",))]
+    labels = [name for name, c in table.coords.items() if c.dims in (("train",), ("test",)) and name not in c.dims]
     columns = ["mean", "low", "high", "snr", "same_sign", "p_t", "q", "noise_dominated"]
     dims = ("method", "train", "test")
     at = dict(zip(dims, np.nonzero(table.q.transpose(*dims).values <= fdr), strict=True))  # positions
@@ -208,7 +210,7 @@ def _resampled(x: np.ndarray, flips, weights, level: float) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(t == 0, t, t / np.sqrt(np.where(spread > 1e-6, spread, 0)))  # (pair, resample)
     t.sort(axis=1)
-    cut = max(1, round(RESAMPLES * (1 - level) / 2))
+    cut = round(RESAMPLES * (1 - level) / 2)
     low, high = -t[:, [-1 - cut, cut]].T.astype(float) * np.sqrt(1 - 1 / x.shape[1])
     return np.stack([low, high, p_flip])
 

@@ -26,7 +26,7 @@ def t_power(snr, members, alpha=0.05) -> np.ndarray:
 
 
 def smallest_snr(members, target: float = 0.8, alpha: float = 0.05) -> np.ndarray:
-    """The smallest |mean| / std that so many members find with power `target`, above `alpha`; arrays broadcast."""
+    """The smallest |mean| / std that so many members, a count or an array, find with power `target`, above `alpha`."""
     check_share("alpha", alpha)
     if not alpha < target < 1:
         raise ValueError(f"target: {target} is not possible; it must be between alpha, {alpha}, and 1")

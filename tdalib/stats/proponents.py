@@ -10,7 +10,10 @@ PERSISTENCE = 0.9  # of rank-biased overlap: the chance to read on to the next r
 
 
 def proponents(tau: xr.DataArray, count: int = 5) -> xr.DataArray:
-    """Positions of the `count` train points with the highest τ, best first: (…, train, …) → (…, rank, …)."""
+    """Positions of the `count` train points with the highest τ, best first: (…, train, …) → (…, rank, …).
+
+    Of points with the same τ the first comes first.
+    """
     axis = tau.get_axis_num("train")
     order = np.argsort(-tau.values, axis=axis, kind="stable")
     order = order.take(range(min(count, tau.sizes["train"])), axis=axis)
@@ -36,7 +39,7 @@ def top_k_stability(tau: xr.DataArray, k: int = 5) -> xr.Dataset:
         `rbo`: rank-biased overlap, extrapolated from the first k ranks, with persistence 0.9: it gives the first ranks
         more weight (Webber, Moffat and Zobel 2010, ACM TOIS 28:20, eq. 32).
         The attributes `chance_overlap`, `chance_jaccard` and `chance_rbo` are what lists drawn at random would give.
-        NaN where a τ is missing.
+        NaN where a τ is missing. Where all τ are 0 all lists are the same, and all three are 1.
 
     Raises
     ------

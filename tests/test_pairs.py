@@ -1,0 +1,217 @@
+"""Tables against scipy pair by pair, and against simulated τ with known truth."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+import xarray as xr
+from simulated import simulate
+
+from tdalib import stats
+
+
+@pytest.fixture
+def draws():
+    return np.random.default_rng(0).normal(0.3, 1, size=(6, 2, 4, 5, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("chunks", [None, {"train": 2, "sample": 2}], ids=["numpy", "dask"])
+def test_every_pair_against_scipy(draws, chunks):
+    tau = simulate(draws) if chunks is None else simulate(draws).chunk(chunks)
+    table = stats.per_pair(tau)
+    averaged = draws.astype(float).mean(1)  # checkpoints first
+    for train, test, method in np.ndindex(averaged.shape[1:]):
+        values = averaged[:, train, test, method]
+        got = table.isel(train=train, test=test, method=method)
+        mean, std = values.mean(), values.std(ddof=1)
+        assert got["mean"] == pytest.approx(mean, rel=1e-5, abs=1e-7)
+        assert got["std"] == pytest.approx(std, rel=1e-5)
+        assert got.p_t == pytest.approx(scipy.stats.ttest_1samp(values, 0).pvalue, rel=1e-4)
+        assert got.p_noise == pytest.approx(2 * scipy.stats.norm.cdf(-abs(mean) / std), rel=1e-4)
+        assert bool(got.noise_dominated) == (std > abs(mean))
+        signs = np.sign(draws[:, :, train, test, method]) == np.sign(mean)
+        assert got.same_sign == pytest.approx(signs.mean())
+        flipped = scipy.stats.permutation_test(
+            (values,), lambda x, axis: x.mean(axis), permutation_type="samples", n_resamples=np.inf, vectorized=True
+        )
+        assert got.p_flip == pytest.approx(flipped.pvalue)
+    for method in range(3):
+        p = table.p_t.isel(method=method).values.ravel()
+        q = table.q.isel(method=method).values.ravel()
+        np.testing.assert_allclose(q, scipy.stats.false_discovery_control(p))
+
+
+@pytest.mark.parametrize("members", [4, 10])
+def test_interval_is_the_studentised_bootstrap(members):
+    """Against a plain loop over resamples of one pair, and where three members cannot bound the mean."""
+    values = np.random.default_rng(3).exponential(size=(members, 1, 1, 1, 1))
+    table, x = stats.per_pair(simulate(values), level=0.8), values.ravel()
+    stream, t = np.random.default_rng(4), []
+    while len(t) < 20_000:
+        again = stream.choice(x, members)
+        spread = again.std(ddof=1)
+        t.append((again.mean() - x.mean()) / spread if spread else np.sign(again.mean() - x.mean()) * np.inf)
+    low, high = x.mean() - np.quantile(t, [0.9, 0.1], method="nearest") * x.std(ddof=1)
+    width = high - low
+    assert float(table.low.squeeze()) == pytest.approx(low, abs=0.1 * width)
+    assert float(table.high.squeeze()) == pytest.approx(high, abs=0.1 * width)
+    three = stats.per_pair(simulate(values[:3]))
+    assert np.isinf(three.low).all() and np.isinf(three.high).all()
+
+
+@pytest.mark.parametrize(("draw", "truth"), [("normal", 0), ("exponential", 1)])
+@pytest.mark.parametrize("members", [5, 10, 20])
+def test_interval_covers_the_mean(draw, truth, members):
+    draws = getattr(np.random.default_rng(5), draw)(size=(members, 1, 50, 80, 1))
+    table = stats.per_pair(simulate(draws), level=0.9)
+    covered = float(((table.low <= truth) & (truth <= table.high)).mean())
+    assert 0.87 < covered < 0.94
+
+
+@pytest.mark.parametrize("value", [2, 0.1])
+def test_constant_pairs_have_a_point_as_interval(draws, value):
+    draws = np.concatenate([draws, draws[:1]])  # seven members, whose mean rounds
+    draws[..., 0] = value
+    table = stats.per_pair(simulate(draws)).isel(method=0)
+    for end in (table.low, table.high, table["mean"]):
+        np.testing.assert_allclose(end, np.float32(value))
+    assert (table.same_sign == 1).all()
+
+
+def test_level_must_be_possible(draws):
+    with pytest.raises(ValueError, match="level: 95 is not possible; it must be between 0 and 1"):
+        stats.per_pair(simulate(draws), level=95)
+    with pytest.raises(ValueError, match="level: 0.999 is not possible with 1000 resamples; it must be at most 0.998"):
+        stats.per_pair(simulate(draws), level=0.999)
+    assert (stats.per_pair(simulate(draws), level=0.998).low <= stats.per_pair(simulate(draws), level=0.99).low).all()
+
+
+def test_interval_of_all_resamples():
+    """Of five members all 3,125 resamples can be written out; over seeds the interval lies around theirs."""
+    x = np.random.default_rng(3).exponential(size=5)
+    every = x[np.array(np.meshgrid(*[range(5)] * 5)).reshape(5, -1).T]  # (resample, member)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.nan_to_num((every.mean(1) - x.mean()) / every.std(1, ddof=1), nan=0.0)
+    tables = [stats.per_pair(simulate(x.reshape(5, 1, 1, 1, 1)), level=0.7, seed=seed) for seed in range(40)]
+    low, high = (np.mean([float(table[end].squeeze()) for table in tables]) for end in ("low", "high"))
+    expected = x.mean() - np.quantile(t, [0.85, 0.15]) * x.std(ddof=1)
+    np.testing.assert_allclose([low, high], expected, atol=0.02 * np.ptp(expected))
+
+
+def test_missing_and_zero_draws(draws):
+    """One missing checkpoint makes its pair missing; a draw of 0 has no sign, so not that of the mean."""
+    draws[2, 1, 0, 0, 0] = np.nan
+    draws[:, :, 1, 1, 0] = [[1, 0]] * 6
+    table = stats.per_pair(simulate(draws))
+    assert table.isel(train=0, test=0, method=0).to_array().isnull().all()
+    assert table.drop_sel(method="m0").to_array().notnull().all()
+    assert float(table.same_sign[1, 1, 0]) == 0.5
+
+
+def test_many_members_are_flipped_at_random():
+    values = np.random.default_rng(6).normal(0.5, 1, size=(16, 1, 3, 4, 1))
+    table = stats.per_pair(simulate(values))
+    for train, test in np.ndindex(3, 4):
+        x = values[:, 0, train, test, 0].astype(np.float32).astype(float)
+        signs = np.array(np.meshgrid(*[[-1, 1]] * 15)).reshape(15, -1)
+        exact = (abs(x[0] + x[1:] @ signs) >= abs(x.sum()) * (1 - 1e-9)).mean()
+        assert float(table.p_flip[train, test, 0]) == pytest.approx(exact, abs=4 * np.sqrt(exact / 2048) + 1 / 2048)
+
+
+@pytest.mark.parametrize("shared", [0, 0.7], ids=["independent pairs", "pairs that share noise"])
+def test_trustworthy_keeps_the_false_discovery_rate(shared):
+    """Half of the pairs have no effect; of what is listed, on average no more than the asked share is false."""
+    stream, false, listed = np.random.default_rng(7), [], 0
+    effect = np.where(np.arange(2000) % 2, 0, 1.5)
+    for _ in range(60):
+        noise = shared * stream.normal(size=(8, 1)) + np.sqrt(1 - shared**2) * stream.normal(size=(8, 2000))
+        pairs = stats.trustworthy(simulate((effect + noise).reshape(8, 1, 20, 100, 1)), fdr=0.1)
+        wrong = effect.reshape(20, 100)[pairs.train, pairs.test] == 0
+        false.append(wrong.mean() if len(pairs) else 0)
+        listed += len(pairs)
+    assert np.mean(false) < 0.1 + 2 * np.std(false) / np.sqrt(60)
+    assert listed > 60 * 500
+
+
+def test_trustworthy_names_the_images(draws):
+    draws[:, :, 2, 3, 1] = 5 + 0.01 * draws[:, :, 2, 3, 1]
+    draws[:, :, 0, 4, 1] = -5 + 0.1 * draws[:, :, 0, 4, 1]
+    tau = simulate(draws).assign_coords(train_index=("train", [10, 20, 30, 40]), test_class=("test", list("abcde")))
+    pairs = stats.trustworthy(tau, fdr=1e-3)
+    assert pairs[["method", "train", "test", "train_index", "test_class"]].values.tolist() == [
+        ["m1", 2, 3, 30, "d"], ["m1", 0, 4, 10, "e"],
+    ]  # fmt: skip
+    assert pairs["snr"].is_monotonic_decreasing and not pairs["noise_dominated"].any()
+    pd.testing.assert_frame_equal(pairs, stats.trustworthy(stats.per_pair(tau), fdr=1e-3))
+    named = tau.assign_coords(train=[10, 20, 30, 40])
+    pd.testing.assert_frame_equal(
+        pairs, stats.trustworthy(named, fdr=1e-3)
+    )  # positions, whatever the points are called
+    none = stats.trustworthy(tau, fdr=1e-30)
+    assert len(none) == 0 and list(none.columns) == list(pairs.columns)
+    with pytest.raises(ValueError, match="fdr: 5 is not possible; it must be between 0 and 1"):
+        stats.trustworthy(tau, fdr=5)
+
+
+def test_p_t_is_uniform_under_the_null_and_p_noise_is_not():
+    null = np.random.default_rng(1).normal(size=(8, 1, 100, 100, 1))
+    table = stats.per_pair(simulate(null))
+    assert scipy.stats.kstest(table.p_t.values.ravel(), "uniform").pvalue > 0.01
+    assert scipy.stats.kstest(table.p_noise.values.ravel(), "uniform").pvalue < 1e-6
+
+
+def test_correlated_checkpoints_do_not_count_as_evidence():
+    """Checkpoints that repeat their member must leave every p-value as it was."""
+    once = np.random.default_rng(2).normal(size=(5, 1, 20, 20, 1))
+    one, five = (stats.per_pair(simulate(np.repeat(once, k, axis=1))) for k in (1, 5))
+    np.testing.assert_allclose(one.p_t, five.p_t, rtol=1e-4)
+
+
+def test_order_of_members_does_not_matter(draws):
+    shuffled = stats.per_pair(simulate(draws[[3, 0, 5, 1, 4, 2]]))
+    xr.testing.assert_allclose(stats.per_pair(simulate(draws)), shuffled)
+
+
+def test_pairs_that_never_matter_and_single_members(draws):
+    draws[:, :, 0, 0, 0] = 0
+    never = stats.per_pair(simulate(draws)).isel(train=0, test=0, method=0)
+    assert never.p_t == 1 and never.p_noise == 1 and never.snr == 0 and never.noise_dominated == 0
+    single = stats.per_pair(simulate(draws[:1]))
+    assert single.p_t.isnull().all() and single.noise_dominated.isnull().all()
+    assert stats.summary(single).pairs.eq(0).all()
+
+
+def test_summary_counts_finished_pairs_only(draws):
+    draws[3, :, 1] = np.nan  # one member is not there yet, for one train point
+    summary = stats.summary(stats.per_pair(simulate(draws)))
+    kept = np.delete(draws, 1, axis=2).astype(float).mean(1)
+    p = scipy.stats.ttest_1samp(kept, 0, axis=0).pvalue  # (train, test, method)
+    assert summary.pairs.tolist() == [15, 15, 15] and summary.members.tolist() == [6, 6, 6]
+    np.testing.assert_allclose(summary["mean p (t)"], p.mean((0, 1)), rtol=1e-4)
+    np.testing.assert_allclose(summary["share p (t) < 0.05"], (p < 0.05).mean((0, 1)))
+    q = [scipy.stats.false_discovery_control(p[..., m].ravel()) for m in range(3)]
+    np.testing.assert_allclose(summary["share q ≤ 0.05"], np.mean(np.array(q) <= 0.05, axis=1))
+    dominated = kept.std(0, ddof=1) > abs(kept.mean(0))
+    np.testing.assert_allclose(summary["std > |mean|"], dominated.mean((0, 1)))
+
+
+def test_extremes_are_the_ends_and_distinct(draws):
+    draws[:, :, 2, 3, 1] = 5 + 0.01 * draws[:, :, 2, 3, 1]
+    ends = stats.extremes(stats.per_pair(simulate(draws)), "m1", count=2)
+    assert ends.trust.tolist() == ["most", "most", "least", "least"]
+    assert (ends.train[0], ends.test[0]) == (2, 3)
+    assert ends.snr.is_monotonic_decreasing
+    assert ends.train[0] != ends.train[1] and ends.test[0] != ends.test[1]
+
+
+def test_a_method_that_never_varies_is_all_signal(draws):
+    draws[..., 0] = 2
+    table = stats.per_pair(simulate(draws))
+    assert np.isinf(table.snr.sel({"method": "m0"})).all() and (table.p_t.sel({"method": "m0"}) == 0).all()
+    assert len(stats.extremes(table, "m0", count=1)) == 2
+
+
+def test_one_selected_method_has_a_summary(draws):
+    tau = simulate(draws)
+    one = stats.summary(stats.per_pair(tau.sel({"method": "m1"})))
+    pd.testing.assert_frame_equal(one, stats.summary(stats.per_pair(tau)).loc[["m1"]])
