@@ -121,6 +121,8 @@ def describe(posterior: Posterior, options: dict[str, dict]) -> dict:
     """What a result depends on beside its data and model, for one made without a params file."""
     return {
         "dataset": posterior.task.name,
+        "model": getattr(posterior.model, "func", posterior.model).__name__,
+        "members": len(posterior.members),
         "sampler": posterior.sampler,
         "sampler_options": posterior.options,
         "seeds": [[m.init_seed, m.batch_seed] for m in posterior.members],

@@ -82,8 +82,12 @@ def report(store, page=None) -> Path:
     chosen = _notebooks(store)
     cells = [_opening(store, chosen)]
     cells += [cell for name in tqdm(chosen, unit="notebook") for cell in _executed(name, chosen[name])]
+    heading = ""
     for k, cell in enumerate(cells):
         cell.id = f"cell-{k}"  # unique, as they come from several notebooks
+        if cell.cell_type == "markdown" and cell.source.startswith("#"):
+            heading = cell.source.splitlines()[0].strip("# ")
+        cell.metadata["alt"] = f"Figure: {heading}"  # for screen readers
     plain = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
     body, _ = plain.from_notebook_node(nbformat.v4.new_notebook(cells=cells))
     page.parent.mkdir(parents=True, exist_ok=True)

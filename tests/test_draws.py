@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import xarray as xr
+from simulated import simulate
 
 from tdalib import stats
 
@@ -21,6 +22,14 @@ def leave_one_out(stream, members=10, seeds=1.0, effect=0.3):
         },
         {"member": ("sample", np.arange(members).repeat(3)), "checkpoint": ("sample", np.tile([1, 2, 3], members))},
     )
+
+
+def test_a_member_with_a_missing_checkpoint_is_missing():
+    draws = np.random.default_rng(0).normal(size=(3, 2, 2, 2, 1))
+    draws[1, 0, 0, 1, 0] = np.nan
+    members = stats.by_member(simulate(draws))
+    np.testing.assert_allclose(members, draws.astype(np.float32).mean(1), rtol=1e-6)  # (member, train, test, method)
+    assert members.isnull().sum() == 1
 
 
 def test_uncoupled_draws_take_losses_of_two_members():
