@@ -108,6 +108,10 @@ def test_pairs_that_never_vary_are_found_never_or_always():
     predicted = stats.power(simulate(draws), [6, 40]).predicted
     np.testing.assert_allclose(predicted.sel({"method": ["m0", "m1"]}), [[0, 1], [0, 1]])
     assert (predicted.sel({"method": "m2"}) < 1e-3).all()
+    draws[:, 0, :3, :, 2] = np.random.default_rng(4).normal(3, 1, size=(6, 3, 100))
+    tau = simulate(draws)
+    found = float(stats.power(tau, [6]).found.sel({"method": "m2"}).squeeze())
+    assert found == pytest.approx(float((stats.per_pair(tau).q <= 0.05).sel({"method": "m2"}).mean())) and found > 0.02
 
 
 def test_impossible_questions_are_refused():

@@ -10,6 +10,8 @@ from tdalib import stats
 def test_proponents_are_the_highest_first():
     draws = np.random.default_rng(0).normal(0.3, 1, size=(6, 2, 4, 5, 3))
     tau = stats.by_member(simulate(draws)).sel({"method": "m2"})  # (member, train, test)
+    equal = simulate(np.resize([1.0, 0.0], (1, 1, 100, 1, 1)))
+    assert stats.proponents(equal)[0, :, 0, 0].values.tolist() == [0, 2, 4, 6, 8]
     assert stats.proponents(tau, 9).sizes["rank"] == 4
     top = stats.proponents(tau, 2)
     assert top.dims == ("member", "rank", "test") and top.shape == (6, 2, 5)

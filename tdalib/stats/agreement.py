@@ -122,7 +122,6 @@ def noise_ceiling(tau: xr.DataArray, truth: str = "loo", *, seed: int = 0) -> xr
     for _ in range(SPLITS):
         order = stream.permutation(members)
         across += _correlation(x[order[:half]].mean(0), x[order[half : 2 * half]].mean(0)) / SPLITS
-    across = (across + across.T) / 2
     own = np.where(across > 0, across, np.nan).diagonal()  # (method,)
     reliability = own * members / half / (1 + (members / half - 1) * own)
     table = xr.Dataset(
