@@ -119,9 +119,10 @@ def _known(methods, options: dict | None) -> tuple[dict, dict]:
 
 def describe(posterior: Posterior, options: dict[str, dict]) -> dict:
     """What a result depends on beside its data and model, for one made without a params file."""
+    model = getattr(posterior.model, "func", posterior.model)  # without bound options
     return {
         "dataset": posterior.task.name,
-        "model": getattr(posterior.model, "func", posterior.model).__name__,
+        "model": getattr(model, "__name__", type(model).__name__),
         "members": len(posterior.members),
         "sampler": posterior.sampler,
         "sampler_options": posterior.options,

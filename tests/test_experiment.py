@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -246,6 +247,18 @@ def test_models_are_told_apart_and_too_few_outputs_refused(blobs, tmp_path):
         attribute(large, ["gd"], path=tmp_path / "a.zarr")
     with pytest.raises(ValueError, match="the model has 2 outputs; 3 classes need at least as many"):
         attribute(narrow, ["gd"])
+
+
+def test_a_result_without_params_names_its_model(posterior):
+    """A function, one with options bound, and an object that has no name but that of its class."""
+
+    class Own:
+        def __call__(self, task, seed): ...
+
+    known = posterior.model.__name__
+    for model, name in ((posterior.model, known), (partial(posterior.model, width=3), known), (Own(), "Own")):
+        made = experiment.describe(replace(posterior, model=model), {})
+        assert made["model"] == name and made["members"] == len(posterior.members)
 
 
 def test_one_train_point_is_enough():

@@ -60,11 +60,7 @@ def agreement(tau: xr.DataArray, *, k: int = 5, resamples: int = 200, level: flo
     z, centre = _fisher(np.stack(redrawn)), _fisher(found)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of methods that never vary
-        low, high = (
-            (1 if members > 3 else np.nan)
-            * _widen(members, level)
-            * np.nanquantile(z - np.nanmean(z, 0), [(1 - level) / 2, (1 + level) / 2], 0)
-        )
+        low, high = _widen(members, level) * np.nanquantile(z - np.nanmean(z, 0), [(1 - level) / 2, (1 + level) / 2], 0)
     sign = np.sign(x.mean(0))
     both = abs(sign) @ abs(sign).T
     top = in_top(proponents(draws.mean("member"), k), draws.sizes["train"])  # (test, method, train)
@@ -236,7 +232,9 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _widen(members: int, level: float) -> float:
-    """Resampled means scatter less than means, and few members tell their scatter badly."""
+    """Resampled means scatter less than means, and few members tell their scatter badly; fewer than 4 not at all."""
+    if members < 4:
+        return np.nan
     tail = (1 + level) / 2
     return np.sqrt(members / (members - 1)) * scipy.stats.t.ppf(tail, members - 1) / scipy.stats.norm.ppf(tail)
 

@@ -56,8 +56,9 @@ def per_pair(tau: xr.DataArray, *, level: float = 0.95, seed: int = 0) -> xr.Dat
     """
     check_tau(tau)
     check_share("level", level)
-    if level > 1 - 2 / RESAMPLES:
-        raise ValueError(f"level: {level} is not possible with {RESAMPLES} resamples; it must be at most 0.998")
+    most = 1 - 2 / RESAMPLES
+    if level > most:
+        raise ValueError(f"level: {level} is not possible with {RESAMPLES} resamples; it must be at most {most}")
     members = np.unique(tau.member.values, return_inverse=True)[1]
     average = np.eye(members.max() + 1)[members] / np.bincount(members)[members, None]  # (sample, member)
     flips, weights = _resampling(average.shape[1], np.random.default_rng(seed))

@@ -94,14 +94,8 @@ def power(tau: xr.DataArray, members=None, *, fdr: float = 0.05, target: float =
         with np.errstate(divide="ignore", invalid="ignore"):
             snr = np.where((x == 0).all(0), 0, abs(x.mean(0)) / x.std(0, ddof=1))  # (pair,)
             squared = snr**2 * (pilot - 3) / (pilot - 1) - 1 / pilot
-        known = snr[~np.isnan(snr)]
-        varying = known[(known > 0) & np.isfinite(known)]  # the others are found never or always
-        weights = _mixture(varying * np.sqrt(pilot), pilot) * len(varying)
-        weights[0] += (known == 0).sum()
-        certain = np.isinf(known).sum()
-        predicted.append(
-            [_predicted(weights, certain, k, fdr) for k in counts] if len(known) else [np.nan] * len(counts)
-        )
+        mixture = _mixture(snr[~np.isnan(snr)], pilot)
+        predicted.append([_predicted(*mixture, k, fdr) for k in counts])
         needed.append(members_needed(np.sqrt(np.maximum(squared, 0)), target).reshape(draws.shape[1:3]))
     table = xr.Dataset(
         {
@@ -138,15 +132,24 @@ def _found(x: np.ndarray, count: int, fdr: float, stream: np.random.Generator) -
     return float(np.mean([(q_value(np.nan_to_num(p, nan=1.0)) <= fdr).mean() for p in tables]))
 
 
-def _mixture(t: np.ndarray, members: int) -> np.ndarray:
-    """Weights of the SNR that make the |t| of the pairs most likely, by expectation maximisation on their histogram."""
-    weights = np.full(len(SNR), 1 / len(SNR))
-    if len(t) == 0:
-        return weights
+def _mixture(snr: np.ndarray, members: int) -> tuple[np.ndarray, int]:
+    """How many pairs have each SNR, and how many never vary and so are always found, from the estimates of a pilot.
+
+    Pairs whose every τ is 0 count as SNR 0, those that vary by `_likeliest`.
+    """
+    t = snr[(snr > 0) & np.isfinite(snr)] * np.sqrt(members)
+    weights = _likeliest(t, members) * len(t) if len(t) else np.zeros(len(SNR))
+    weights[0] += (snr == 0).sum()
+    return weights, np.isinf(snr).sum()
+
+
+def _likeliest(t: np.ndarray, members: int) -> np.ndarray:
+    """Shares of the SNR that make these |t| most likely, by expectation maximisation on their histogram."""
     edges = np.concatenate([[0], np.unique(np.quantile(t, np.linspace(0, 1, 300)[1:-1])), [np.inf]])
     counts = np.histogram(t, edges)[0]  # (bin,)
     beyond = np.concatenate([_beyond(edges[:-1, None], SNR, members), np.zeros((1, len(SNR)))])
     likely = np.maximum(-np.diff(beyond, axis=0), 1e-300)  # (bin, SNR)
+    weights = np.full(len(SNR), 1 / len(SNR))
     for _ in range(2000):
         weights *= (counts / (likely @ weights)) @ likely / counts.sum()
     return weights
@@ -155,7 +158,10 @@ def _mixture(t: np.ndarray, members: int) -> np.ndarray:
 def _predicted(weights: np.ndarray, certain: int, members: int, fdr: float) -> float:
     """Share of pairs with q ≤ fdr in a large mixture: at the largest level ≤ fdr times the share found at it.
 
-    `weights` count the pairs of each SNR, `certain` those that never vary and are always found.
+    `weights` and `certain` are those of `_mixture`; NaN where they count no pair.
     """
-    found = (t_power(SNR, members, ALPHA[:, None]) @ weights + certain) / (weights.sum() + certain)  # (level,)
+    pairs = weights.sum() + certain
+    if pairs == 0:
+        return np.nan
+    found = (t_power(SNR, members, ALPHA[:, None]) @ weights + certain) / pairs  # (level,)
     return float(found[fdr * found >= ALPHA].max(initial=0.0))
