@@ -10,20 +10,30 @@ __version__ = "0.1.0"
 
 _MODULES = (
     "data",
+    "objectives",
     "models",
     "training",
-    "stacked",
     "samplers",
     "attributors",
-    "engine",
+    "removals",
+    "result",
+    "units",
+    "cost",
     "experiment",
-    "plan",
     "store",
+    "workers",
     "stats",
     "plots",
     "params",
 )
-_NAMES = {"attribute": "experiment", "deep_ensemble": "samplers", "Recipe": "training", "Params": "params"}
+_NAMES = {
+    "attribute": "experiment",
+    "Experiment": "experiment",
+    "deep_ensemble": "samplers",
+    "from_checkpoints": "samplers",
+    "Recipe": "training",
+    "Params": "params",
+}
 
 __all__ = [*_MODULES, *_NAMES]
 

@@ -1,44 +1,43 @@
-"""From a posterior to a labelled array of τ draws: what is asked for, checked before any work starts."""
+"""Experiments: what is asked for, once, with its three verbs: check, plan and run."""
 
 import warnings
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import joblib
 import numpy as np
+import pandas as pd
 import xarray as xr
 
-from tdalib import attributors, engine, stats, store
+from tdalib import attributors, cost, options, removals, result, stats, store, units
 from tdalib.data import resolve
+from tdalib.removals import Removals
 from tdalib.samplers import Posterior
-from tdalib.training import logits
+from tdalib.units import Work
+from tdalib.workers import exact_repeat, parallel, resolve_device
 
 
-def attribute(
-    posterior: Posterior,
-    methods,
-    *,
-    options: dict[str, dict] | None = None,
-    path: Path | str | None = None,
-    params: dict | None = None,
-    device: str = "auto",
-    workers: int | None = None,
-    scheduler: str | None = None,
-) -> xr.Dataset:
-    """τ for every draw, train point, test point and method.
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """τ for every draw, removal, test point and method: what is asked for, where it runs and where it is kept.
 
     Parameters
     ----------
     posterior : Posterior
     methods : sequence of str
         Names of attributors, in the order that `method` will have.
+    removals : dict, optional
+        What is left out, by default every point; see `removals.from_spec`.
     options : dict, method → keyword options of that attributor
     path : path, optional
         Where to keep the result as a Zarr store; what a store at this place already holds is not computed again. By
         default the result is held in memory. A relative path starts at the repository root.
     params : dict, optional
-        What the result depends on, kept in the store; by default a description of `posterior` and `methods`.
+        What the result depends on, kept in the store; by default a description of the other arguments.
     device : {"auto", "cpu", "cuda"}
         "auto" takes a GPU where there is one. Numbers of the two agree to float tolerance, so a store is of one.
     workers : int, optional
@@ -46,116 +45,189 @@ def attribute(
         is used by this process alone, without a scheduler.
     scheduler : str, optional
         "local" or the address of a dask scheduler; by default joblib's own processes.
+    """
 
-    Returns
-    -------
-    Dataset
-        `tau` (sample, train, test, method), `loss` (sample, test), `loss_without` (sample, train, test) with `loo`.
+    posterior: Posterior = field(kw_only=False)
+    methods: Sequence[str] | str = field(kw_only=False)
+    removals: dict[str, Any] | None = None
+    options: dict[str, dict] | None = None
+    path: Path | str | None = None
+    params: dict | None = None
+    device: str = "auto"
+    workers: int | None = None
+    scheduler: str | None = None
 
-    Warns
-    -----
-    UserWarning
-        The chains of a sampler have not converged, by `stats.convergence`.
+    def check(self) -> None:
+        """Do everything that can fail on what is asked for, and write nothing.
+
+        Raises
+        ------
+        ValueError
+            An unknown method, a value that a method refuses, a store that was made with other params.
+        """
+        _probe(self._work)
+        if self.path is not None:
+            store.check(resolve(self.path), self._empty)
+
+    def plan(self) -> pd.DataFrame:
+        """What `run` will cost, by method; what the store already holds costs nothing. See `cost.costs`."""
+        self.check()
+        path = None if self.path is None else resolve(self.path)
+        return cost.costs(self._work, path, self.workers, self.scheduler)
+
+    def run(self) -> xr.Dataset:
+        """The result, computed where the store does not hold it yet.
+
+        Returns
+        -------
+        Dataset
+            `tau` (sample, train, test, method), `loss` (sample, test), `loss_without` (sample, train, test) with `loo`;
+            where sets are removed, `removed` (train, point) and the coordinate `size` (train).
+
+        Warns
+        -----
+        UserWarning
+            The chains of a sampler have not converged, by `stats.convergence`.
+
+        Raises
+        ------
+        ValueError
+            What `check` raises, or another run is writing the store. Nothing is written then.
+        RuntimeError, OSError
+            A number is not finite, or a worker was killed; the disk is full. What is finished stays: run again to go
+            on.
+        """
+        self.check()
+        where = self.workers, self.scheduler
+        if self.path is None:
+            with TemporaryDirectory() as folder:
+                filled = units.fill(Path(folder) / "result.zarr", self._empty, self._work, *where).load()
+        else:
+            filled = units.fill(resolve(self.path), self._empty, self._work, *where)
+        if self.posterior.kind == "chain" and (line := stats.convergence_warning(stats.convergence(filled))):
+            warnings.warn(f"{self.posterior.sampler}: {line}", stacklevel=2)
+        return filled
+
+    @cached_property
+    def _work(self) -> Work:
+        device = resolve_device(self.device, self.scheduler)
+        methods = {name: attributors.get(name) for name in self._names}
+        chosen = removals.from_spec(self.removals, self.posterior.task.train)
+        posterior = replace(self.posterior, renormalise=chosen.renormalise)
+        return Work(posterior, chosen, methods, self._options(methods), device)
+
+    @cached_property
+    def _empty(self) -> xr.Dataset:
+        params = (self.params or self._described()) | {"device": self._work.device}
+        return result.template(self._work.posterior, self._work.removals, self._work.methods, params)
+
+    @property
+    def _names(self) -> list[str]:
+        names = [self.methods] if isinstance(self.methods, str) else list(self.methods)
+        if not names:
+            raise ValueError(f"methods is empty; choose from {', '.join(sorted(attributors.METHODS))}")
+        return names
+
+    def _options(self, methods: dict) -> dict[str, dict]:
+        """Options of each method, checked."""
+        given = self.options or {}
+        for name in given:
+            if name not in methods:
+                raise ValueError(f"options for {name!r}, which is not among the methods {', '.join(methods)}")
+        return {
+            name: options.check(name, options.options_of(method.function), given.get(name, {}))
+            for name, method in methods.items()
+        }
+
+    def _described(self) -> dict:
+        """What a result depends on beside its data and model, for one made without a params file."""
+        posterior = self.posterior
+        build = getattr(posterior.build, "build", posterior.build)  # without masks
+        build = getattr(build, "func", build)  # without bound options
+        return {
+            "dataset": posterior.task.name,
+            "objective": posterior.task.objective.name,
+            "model": getattr(build, "__name__", type(build).__name__),
+            "members": len(posterior.members),
+            "sampler": posterior.sampler,
+            "sampler_options": {key: value for key, value in posterior.options.items() if key != "states"},
+            "seeds": [[m.init_seed, m.batch_seed] for m in posterior.members],
+            "checkpoints": posterior.checkpoints,
+            "stack": posterior.stack,
+            "removals": self.removals,
+            "methods": self._names,
+            "method_options": {name: (self.options or {}).get(name, {}) for name in self._names},
+            **(asdict(posterior.recipe) if posterior.recipe else {}),
+        }
+
+
+def attribute(posterior: Posterior, methods: Sequence[str] | str, **asked) -> xr.Dataset:
+    """τ for every draw, removal, test point and method: `Experiment(posterior, methods, **asked).run()`.
+
+    Parameters and what it returns and raises are those of `Experiment` and its `run`.
+    """
+    return Experiment(posterior, methods, **asked).run()
+
+
+def accuracy(posterior: Posterior, *, workers: int | None = None) -> xr.DataArray:
+    """Share of the test points that each draw predicts rightly, (sample,), with the draw's provenance.
 
     Raises
     ------
     ValueError
-        An unknown method, a value that a method refuses, a store that was made with other params or that another run
-        is writing. Nothing is written then, nor where an unknown option raises TypeError.
-    RuntimeError, OSError
-        A number is not finite, or a worker was killed; the disk is full. What is finished stays: call again to go on.
+        The objective does not say what is right.
     """
-    posterior, methods, options, empty = prepared(posterior, methods, options, params, device, scheduler)
-    work = posterior, methods, options, workers, scheduler
-    if path is None:
-        with TemporaryDirectory() as folder:
-            result = engine.fill(Path(folder) / "result.zarr", empty, *work).load()
-    else:
-        result = engine.fill(resolve(path), empty, *work)
-    if posterior.kind == "chain" and (line := stats.convergence_warning(stats.convergence(result))):
-        warnings.warn(f"{posterior.sampler}: {line}", stacklevel=2)
-    return result
+    if posterior.task.objective.correct is None:
+        raise ValueError(f"objective {posterior.task.objective.name!r} has no accuracy")
+    work = Work(posterior, removals.every_point(posterior.task.train), {}, {})
+    with parallel(work, "cpu", workers, None) as (pool, shared):
+        shares = dict(pool(joblib.delayed(_accuracy)(shared, k) for k in range(len(posterior.members))))
+    coordinates = result.provenance(posterior)
+    return xr.DataArray(np.concatenate([shares[k] for k in sorted(shares)]), coordinates, "sample", name="accuracy")
 
 
-def prepared(posterior: Posterior, methods, options, params: dict | None, device: str, scheduler: str | None):
-    """Everything that can fail on what is asked for; the posterior on its device, and the empty result."""
-    device = engine.resolve_device(device, scheduler)
-    methods, options = _known(methods, options)
-    posterior = posterior.to("cpu")
-    with engine.exact_repeat():
-        there = posterior.to(device).embedded()
-    probe(there, methods, options)
-    empty = store.template(posterior, methods, (params or describe(posterior, options)) | {"device": device})
-    return there, methods, options, empty
+def _accuracy(shared, k: int) -> tuple[int, list[float]]:
+    posterior = shared.get(Work.prepared).posterior
+    test, correct = posterior.task.test, posterior.task.objective.correct
+    with exact_repeat():
+        right = [correct(draw.all_outputs(test), test.targets) for draw in posterior.draws(k)]
+    return k, [each.double().mean().item() for each in right]
 
 
-def accuracy(posterior: Posterior, *, workers: int | None = None) -> xr.DataArray:
-    """Share of the test points that each draw classifies rightly, (sample,), with the draw's provenance."""
-    with engine.exact_repeat():
-        posterior = posterior.embedded()
-    with engine.parallel(posterior, workers, None) as run:
-        shares = dict(run(joblib.delayed(_accuracy)(posterior, k) for k in range(len(posterior.members))))
-    provenance = store.provenance(posterior)
-    return xr.DataArray(np.concatenate([shares[k] for k in sorted(shares)]), provenance, "sample", name="accuracy")
-
-
-def _accuracy(posterior: Posterior, k: int) -> tuple[int, list[float]]:
-    task = posterior.task
-    with engine.exact_repeat():
-        outputs = [logits(draw.model, draw.theta, task.x_test) for draw in posterior.draws(k)]
-    return k, [(output.argmax(1) == task.y_test).double().mean().item() for output in outputs]
-
-
-def _known(methods, options: dict | None) -> tuple[dict, dict]:
-    """Name → Method and name → options, in the order asked for."""
-    methods = [methods] if isinstance(methods, str) else methods
-    known = {name: attributors.get(name) for name in methods}
-    if not known:
-        raise ValueError(f"methods is empty; choose from {', '.join(sorted(attributors.METHODS))}")
-    for name in set(options or {}) - set(known):
-        raise ValueError(f"options for {name!r}, which is not among the methods {', '.join(known)}")
-    return known, {name: (options or {}).get(name, {}) for name in known}
-
-
-def describe(posterior: Posterior, options: dict[str, dict]) -> dict:
-    """What a result depends on beside its data and model, for one made without a params file."""
-    model = getattr(posterior.model, "func", posterior.model)  # without bound options
-    return {
-        "dataset": posterior.task.name,
-        "model": getattr(model, "__name__", type(model).__name__),
-        "members": len(posterior.members),
-        "sampler": posterior.sampler,
-        "sampler_options": posterior.options,
-        "seeds": [[m.init_seed, m.batch_seed] for m in posterior.members],
-        "checkpoints": posterior.checkpoints,
-        "stack": posterior.stack,
-        "methods": list(options),
-        "method_options": options,
-        **asdict(posterior.recipe),
-    }
-
-
-def probe(posterior: Posterior, methods, options: dict[str, dict]) -> None:
+def _probe(work: Work) -> None:
     """Run every method for real on two train points and one epoch: what cannot work fails here, before any work.
 
     Raises
     ------
     ValueError
-        An unknown method, a value that it refuses, or an attributor whose τ has the wrong shape.
+        A value that a method refuses, sets for one to which they mean nothing, or τ of the wrong shape.
     """
-    task = posterior.task
-    small = task.first(train=2, test=1)
-    short = replace(posterior, task=small, recipe=replace(posterior.recipe, epochs=1), checkpoints=1)
-    (draw,) = short.draws(0)
-    outputs, points = draw.model(small.x_test).shape[-1], list(range(len(small.x_train)))
-    if outputs < len(task.classes):
-        raise ValueError(f"the model has {outputs} outputs; {len(task.classes)} classes need at least as many")
-    for name in methods:
-        method, chosen = attributors.get(name), options.get(name, {})
-        if method.retrains:
-            asked = [None, *points] if short.stacked > 1 else points
-            values, expected = engine.as_array(method, short, 0, asked, **chosen), (1, len(asked), 1)
-        else:
-            values, expected = engine.as_array(method, draw, small, **chosen), (len(points), 1)
-        if values.shape != expected:
-            raise ValueError(f"method {name!r} gave τ of shape {values.shape} where {expected} is needed")
+    for method in work.methods.values():
+        if method.sets is None and not work.removals.single and not method.retrains:
+            raise ValueError(f"method {method.name!r} does not say what a set of points is to it; remove single points")
+    posterior, task = work.posterior, work.posterior.task.first(train=2, test=1)
+    kept = min(2, posterior.checkpoints) if any(m.scope == "posterior" for m in work.methods.values()) else 1
+    recipe = replace(posterior.recipe, epochs=kept) if posterior.recipe else None
+    one = replace(posterior, task=task, recipe=recipe, checkpoints=kept, members=posterior.members[:1])
+    few = removals.every_point(task.train)
+    if not work.removals.single:
+        few = Removals((np.arange(len(task.train)),), len(task.train), {}, single=False)
+    small = replace(work, posterior=one, removals=few).prepared()
+    with exact_repeat():
+        draws = small.posterior.draws(0)
+        outputs = draws[0](small.posterior.task.test.inputs)
+        if task.classes and outputs[0].numel() < task.outputs:
+            raise ValueError(f"the model has {outputs[0].numel()} outputs; the targets need at least {task.outputs}")
+        draws[0].losses(small.posterior.task.test)
+        for name, method in small.methods.items():
+            _try(small, name, method, draws)
+
+
+def _try(small: Work, name: str, method, draws) -> None:
+    if not method.retrains:
+        units.estimated(small, name, {0: draws}, small.removals)
+        return
+    without, _ = units.losses_without(small, 0, name, small.removals)
+    needed = (len(draws), len(small.removals), 1)
+    if without.shape != needed:
+        raise ValueError(f"method {name!r} gave losses of shape {without.shape} where {needed} is needed")

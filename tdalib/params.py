@@ -1,35 +1,20 @@
 """Params: the one list of names that the run notebook, the YAML files and Python share."""
 
-import inspect
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pandas as pd
-import xarray as xr
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    field_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from tdalib import attributors, data, experiment, models, plan, samplers, store
+from tdalib import attributors, data, models, objectives, samplers
 from tdalib.data import Task, resolve
+from tdalib.experiment import Experiment
+from tdalib.options import Count, Natural, NonNegative, Number, Positive, check, options_of, sentence
 from tdalib.samplers import Posterior
 from tdalib.training import Recipe
 
-
-def _no_bool(value):
-    if isinstance(value, bool):
-        raise ValueError(f"{value} is not possible; it must be a number")
-    return value
+OF_THEIR_OWN = {"train_per_class", "test_per_class", "seed", "objective", "members", "checkpoints"}  # no options
 
 
 def _must(pattern: str, rule: str) -> AfterValidator:
@@ -41,8 +26,9 @@ def _must(pattern: str, rule: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Count = Annotated[int, Field(strict=True, ge=1)]
-Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]  # YAML 1.1 reads 1e-3 as a string
+def _known(find) -> AfterValidator:
+    """A name that `find` finds."""
+    return AfterValidator(lambda name: find(name) and name)
 
 
 class Params(BaseModel):
@@ -54,24 +40,34 @@ class Params(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Annotated[str, _must(r"^[^/\\]+$", "be a file name without slashes")] = "experiment"
-    dataset: str = "mnist3"
+    dataset: Annotated[str, _known(data.loader)] = "mnist3"
     dataset_options: dict[str, Any] = {}
     train_per_class: Count = 10
     test_per_class: Count = 50
-    model: str = "cnn2"
+    objective: Annotated[str, _known(objectives.get)] | None = None
+    model: Annotated[str, _known(models.get)] = "cnn2"
     model_options: dict[str, Any] = {}
-    sampler: str = "deep_ensemble"
+    sampler: Annotated[str, _known(samplers.get)] = "deep_ensemble"
     sampler_options: dict[str, Any] = {}
     members: Count = 10
     checkpoints: Count = 5
     epochs: Count = 15
     batch_size: Count = 32
-    learning_rate: Annotated[Number, Field(gt=0)] = 1e-3
-    weight_decay: Annotated[Number, Field(ge=0)] = 5e-3
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: Positive = 1e-3
+    momentum: Number = 0.0
+    weight_decay: NonNegative = 5e-3
     schedule: Literal["constant", "linear"] = "constant"
-    methods: Annotated[list[str], Field(min_length=1)] = ["loo", "ats", "if", "gd", "gc"]
+    methods: Annotated[list[Annotated[str, _known(attributors.get)]], Field(min_length=1)] = [
+        "loo",
+        "ats",
+        "if",
+        "gd",
+        "gc",
+    ]
     method_options: dict[str, dict[str, Any]] = {}
-    seed: Annotated[int, Field(strict=True, ge=0)] = 0
+    removals: dict[str, Any] | None = None
+    seed: Natural = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: Count | None = None
     scheduler: (
@@ -92,7 +88,7 @@ class Params(BaseModel):
         try:
             return cls(**{str(key): value for key, value in values.items()})
         except ValidationError as error:
-            raise ValueError("; ".join(_sentence(e) for e in error.errors())) from None
+            raise ValueError("; ".join(sentence(e, cls.model_fields) for e in error.errors())) from None
 
     @classmethod
     def read(cls, path) -> "Params":
@@ -112,51 +108,35 @@ class Params(BaseModel):
         """Params from the variables of the parameters cell."""
         return cls.of({key: variables[key] for key in cls.model_fields})
 
-    @field_validator("dataset")
-    @classmethod
-    def _dataset_is_known(cls, name):
-        data.loader(name)
-        return name
-
-    @field_validator("model")
-    @classmethod
-    def _model_is_known(cls, name):
-        models.get(name)
-        return name
-
-    @field_validator("sampler")
-    @classmethod
-    def _sampler_is_known(cls, name):
-        samplers.get(name)
-        return name
-
     @field_validator("methods")
     @classmethod
-    def _methods_are_known(cls, names):
-        for name in names:
-            attributors.get(name)
+    def _each_method_stands_once(cls, names):
         if len(set(names)) < len(names):
             raise ValueError("a method is named twice; each may stand once")
         return names
 
-    @field_validator("dataset_options", "model_options", "sampler_options", "method_options")
+    @field_validator("dataset_options", "model_options", "sampler_options")
     @classmethod
-    def _options_are_known(cls, options, info):
-        known = info.data
+    def _options_are_known(cls, given, info):
         owner = info.field_name.removesuffix("_options")
-        find = {"dataset": data.loader, "model": models.get, "sampler": samplers.get}.get(owner)
-        if find and owner in known:
-            return _check_options(known[owner], find(known[owner]), options)
-        if info.field_name == "method_options" and "methods" in known:
-            for name in options:
-                if name not in known["methods"]:
-                    raise ValueError(f"{name!r} is not among the methods {', '.join(known['methods'])}")
-            return {name: _check_options(name, attributors.get(name).function, options[name]) for name in options}
-        return options
+        name = info.data.get(owner)  # None where it is wrong itself
+        find = {"dataset": data.loader, "model": models.get, "sampler": samplers.get}[owner]
+        return _checked(name, find(name), given) if name else given
+
+    @field_validator("method_options")
+    @classmethod
+    def _options_of_methods_are_known(cls, given, info):
+        methods = info.data.get("methods")  # None where they are wrong themselves
+        for name in given if methods else ():
+            if name not in methods:
+                raise ValueError(f"{name!r} is not among the methods {', '.join(methods)}")
+        return (
+            {name: _checked(name, attributors.get(name).function, given[name]) for name in given} if methods else given
+        )
 
     @property
     def recipe(self) -> Recipe:
-        return Recipe(self.epochs, self.batch_size, self.learning_rate, self.weight_decay, self.schedule)
+        return Recipe(**self.model_dump(include=set(Recipe.__annotations__)))
 
     @property
     def path(self) -> Path:
@@ -175,6 +155,7 @@ class Params(BaseModel):
             train_per_class=self.train_per_class,
             test_per_class=self.test_per_class,
             seed=self.seed,
+            objective=self.objective,
             **self.dataset_options,
         )
 
@@ -189,70 +170,24 @@ class Params(BaseModel):
             **self.sampler_options,
         )
 
-    def attribute(self, posterior: Posterior) -> xr.Dataset:
-        """The result of the experiment, in its store; what the store already holds is not computed again."""
-        return experiment.attribute(posterior, self.methods, **self._work())
-
-    def plan(self, posterior: Posterior) -> pd.DataFrame:
-        """What `attribute` will still cost, by method; see `plan.plan`."""
-        return plan.plan(posterior, self.methods, **self._work())
-
-    def check(self) -> None:
-        """Do everything that can fail on wrong params, and write nothing.
-
-        Raises
-        ------
-        ValueError
-            One line that names what is wrong and what is allowed.
-        """
-        work = self._work()
-        *_, empty = experiment.prepared(
-            self.posterior(self.task()), self.methods, work["options"], work["params"], self.device, self.scheduler
-        )
-        store.check(self.path, empty)
-
-    def _work(self) -> dict:
-        return {
-            "options": self.method_options,
-            "path": self.path,
-            "params": self.model_dump(
+    def experiment(self, posterior: Posterior | None = None) -> Experiment:
+        """The experiment in its store; `posterior` is that of these params, by default made anew."""
+        return Experiment(
+            posterior or self.posterior(self.task()),
+            self.methods,
+            removals=self.removals and {"seed": self.seed} | self.removals,
+            options=self.method_options,
+            path=self.path,
+            params=self.model_dump(
                 exclude={"name", "device", "workers", "scheduler", "store", "plan_only"}
             ),  # what the numbers depend on; the device that "auto" stands for comes later
-            "device": self.device,
-            "workers": self.workers,
-            "scheduler": self.scheduler,
-        }
+            device=self.device,
+            workers=self.workers,
+            scheduler=self.scheduler,
+        )
 
 
-def _check_options(name: str, function: Callable, options: dict) -> dict:
-    """The options, as the function's annotations want them.
-
-    Options are a function's parameters with a default, less those that are params of their own.
-    """
-    own = {"recipe", "members", "checkpoints", "seed"}
-    known = {
-        key: parameter.annotation
-        for key, parameter in inspect.signature(function).parameters.items()
-        if parameter.default is not parameter.empty and key not in own
-    }
-    checked = {}
-    for key, value in options.items():
-        if key not in known:
-            raise ValueError(f"{name} has no option {key!r}; it has {', '.join(known) or 'none'}")
-        try:
-            wanted = Any if known[key] is inspect.Parameter.empty else known[key]
-            checked[key] = TypeAdapter(wanted).validate_python(value)
-        except ValidationError as error:
-            raise ValueError(f"{name}.{_sentence(error.errors()[0] | {'loc': (key,)})}") from None
-        if isinstance(value, bool) and not isinstance(checked[key], bool):
-            raise ValueError(f"{name}.{key}: {value} is not possible; it must be a number")
-    return checked
-
-
-def _sentence(error: dict) -> str:
-    key = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; allowed are {', '.join(Params.model_fields)}"
-    if error["type"] == "value_error":
-        return f"{key}: {error['ctx']['error']}"
-    return f"{key}: {error['input']!r} is not possible; {error['msg'][0].lower()}{error['msg'][1:]}"
+def _checked(name: str, function, given: dict) -> dict:
+    """The options of a function that are no params of their own, checked."""
+    types = {key: wanted for key, wanted in options_of(function).items() if key not in OF_THEIR_OWN}
+    return check(name, types, given)

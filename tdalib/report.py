@@ -4,58 +4,24 @@ import argparse
 import sys
 from html import escape
 from pathlib import Path
+from string import Template
 
 import nbformat
 import papermill
 from nbconvert import HTMLExporter
 from tqdm import tqdm
 
+from tdalib.attributors import METHODS
 from tdalib.data import ROOT, resolve
-from tdalib.run import BROKE, WRONG
 from tdalib.store import open_result
 
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>{title}</title>
-<style>
-body {{ max-width: 60rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; color: #222; }}
-img {{ max-width: 100%; }}
-table {{ border-collapse: collapse; margin: 1rem 0; font-size: 0.9rem; }}
-th, td {{ padding: 0.2rem 0.7rem; border-bottom: 1px solid #ddd; text-align: right; }}
-h1 {{ margin-top: 3rem; border-top: 2px solid #222; padding-top: 1rem; }}
-.anchor-link {{ display: none; }}
-</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
-
-OPENING = """# Report on {name}
-
-{members} networks were trained from different random seeds (*members*; the last epochs of each are its *draws*). For
-each of {train} train and {test} test points every method below says how much the train point helped at the test point:
-τ, the *attribution*. τ > 0 means that without the train point the test loss would be higher. Another seed gives another
-τ: which of them say something about the data? A pair is trusted when its mean over members differs from 0. That a
-method is steady does not make it right: where leave-one-out is there, the others are compared with it.
-
-| method | τ of a train point z_j and a test point z |
-|---|---|
-| loo | leave-one-out, the ground truth: loss at z of a network trained without z_j, minus that of one trained with it |
-| ats | how much one more training step on z_j lowers the loss at z |
-| if | influence function: leave-one-out, estimated from gradients and curvature |
-| gd, gc | product of the two loss gradients, and cosine of the angle between them |
-
-*SNR* is |mean| / standard deviation over members: below 1 the seed moves τ more than its mean differs from 0. *p* asks
-whether the mean is 0, *q* is p corrected for the number of pairs. What the networks were trained on, and how, stands
-under "Where the store comes from".{omitted}
-"""
+BROKE, WRONG = 1, 2  # exit codes
+PAGE, OPENING = (
+    Template((Path(__file__).parent / "page" / name).read_text("utf-8")) for name in ("page.html", "opening.md")
+)
 
 
-def report(store, page=None) -> Path:
+def write(store, page=None) -> Path:
     """Put the prose, tables and figures of the notebooks that render a store on one page.
 
     Parameters
@@ -91,7 +57,7 @@ def report(store, page=None) -> Path:
     plain = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
     body, _ = plain.from_notebook_node(nbformat.v4.new_notebook(cells=cells))
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(PAGE.format(title=escape(f"tdalib: {store.stem}"), body=body), encoding="utf-8")
+    page.write_text(PAGE.substitute(title=escape(f"tdalib: {store.stem}"), body=body), encoding="utf-8")
     return page
 
 
@@ -115,8 +81,18 @@ def _opening(store: Path, chosen: dict):
     tau = open_result(store).tau
     omitted = "" if "21_do_methods_agree" in chosen else " Methods are not compared: that takes loo and one more."
     omitted += "" if "24_how_many_seeds" in chosen else " How many seeds are needed is not said: that takes 4 members."
+    said = [f"| {name} | {_explained(name)} |" for name in tau.method.values]
     sizes = {"members": len(set(tau.member.values)), "train": tau.sizes["train"], "test": tau.sizes["test"]}
-    return nbformat.v4.new_markdown_cell(OPENING.format(name=store.stem, omitted=omitted, **sizes))
+    return nbformat.v4.new_markdown_cell(
+        OPENING.substitute(name=store.stem, omitted=omitted, methods="\n".join(said), **sizes)
+    )
+
+
+def _explained(method: str) -> str:
+    """What a method is: the first line of its docstring."""
+    known = METHODS.get(method)
+    line = (known.function.__doc__ or "").strip().splitlines() if known else []
+    return line[0].split("   (")[0].replace("|", "\\|") if line else "a method of one's own"
 
 
 def _executed(name: str, values: dict) -> list:
@@ -136,7 +112,7 @@ def main(arguments=None) -> int:
     parser.add_argument("--to", type=Path, help="the HTML file to write; by default beside the store")
     asked = parser.parse_args(arguments)
     try:
-        print(f"report: {report(asked.store, asked.to)}")
+        print(f"report: {write(asked.store, asked.to)}")
     except (OSError, ValueError) as error:
         print(f"report: {error}", file=sys.stderr)
         return WRONG

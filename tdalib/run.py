@@ -18,12 +18,13 @@ NOTEBOOK = ROOT / "notebooks" / "10_run_experiment.ipynb"
 BROKE, WRONG, INTERRUPTED = 1, 2, 130  # exit codes
 
 
-def run(params: Params) -> str:
+def execute(params: Params) -> str:
     """Execute the run notebook, or only print the plan; says where the executed copy lies, beside the store."""
     if params.plan_only:
         posterior = params.posterior(params.task())
-        size = models.parameter_count(posterior.model(posterior.task, 0))
-        return f"planned, {params.model}: {size}\n{params.plan(posterior).to_string(float_format='%.2f')}"
+        size = models.parameter_count(posterior.build(posterior.task, 0))
+        plan = params.experiment(posterior).plan()
+        return f"planned, {params.model}: {size}\n{plan.to_string(float_format='%.2f')}"
     import papermill
 
     executed = params.path.with_suffix(".ipynb")
@@ -47,14 +48,14 @@ def main(arguments=None) -> int:
         return INTERRUPTED
     for path, params in ready.items():
         start = perf_counter()
-        code, said = _execute(path, params, asked.repair)
+        code, said = _attempt(path, params, asked.repair)
         where = "" if params.plan_only else params.path
         outcomes[path] = Outcome(code, said, (perf_counter() - start) / 60, where)
         print(f"{path}: {said}", file=sys.stderr if code else sys.stdout, flush=True)
         if code == INTERRUPTED:
             break
     if len(asked.params) > 1:
-        _report(asked.params, outcomes)
+        _print_outcomes(asked.params, outcomes)
     return max(outcome.code for outcome in outcomes.values())
 
 
@@ -73,7 +74,7 @@ def _check(paths: list[Path]) -> tuple[dict[Path, Params], dict[Path, Outcome]]:
     for path in paths:
         try:
             ready[path] = Params.read(path)
-            ready[path].check()
+            ready[path].experiment().check()
         except Exception as error:  # a model or an attributor of one's own can raise anything
             ready.pop(path, None)
             outcomes[path] = Outcome(WRONG, " ".join(str(error).split()) or repr(error))
@@ -85,7 +86,7 @@ def _check(paths: list[Path]) -> tuple[dict[Path, Params], dict[Path, Outcome]]:
     return {path: params for path, params in ready.items() if path not in outcomes}, outcomes
 
 
-def _execute(path: Path, params: Params, repair: bool) -> tuple[int, str]:
+def _attempt(path: Path, params: Params, repair: bool) -> tuple[int, str]:
     """Run one experiment; its exit code, and what there is to say."""
     try:
         if not params.plan_only:
@@ -98,7 +99,7 @@ def _execute(path: Path, params: Params, repair: bool) -> tuple[int, str]:
     except KeyboardInterrupt:
         return INTERRUPTED, "interrupted before it began"
     try:
-        return 0, run(params)
+        return 0, execute(params)
     except KeyboardInterrupt:
         logging.getLogger("asyncio").disabled = True  # it would log the notebook's traceback, which nobody awaits now
         return INTERRUPTED, "interrupted; the same command goes on from here"
@@ -107,7 +108,7 @@ def _execute(path: Path, params: Params, repair: bool) -> tuple[int, str]:
         return BROKE, reason if params.plan_only else f"{reason}; see {params.path.with_suffix('.ipynb')}"
 
 
-def _report(paths: list[Path], outcomes: dict[Path, Outcome]) -> None:
+def _print_outcomes(paths: list[Path], outcomes: dict[Path, Outcome]) -> None:
     """What ran, how long it took and where it lies; then again what failed."""
     words = {0: "done", BROKE: "failed", WRONG: "refused", INTERRUPTED: "interrupted"}
     rows = {}

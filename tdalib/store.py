@@ -3,14 +3,10 @@
 import errno
 import json
 import shutil
-import subprocess
 import warnings
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
-import dask.array
 import google_crc32c
 import numpy as np
 import xarray as xr
@@ -19,84 +15,10 @@ from filelock import FileLock, Timeout
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
-from tdalib.data import ROOT, resolve
+from tdalib.data import resolve
+from tdalib.result import stored_at_once
 
-DIMS = ("sample", "train", "test", "method")
-TRAIN_BLOCK = 25  # train points in a chunk
-SIGN = "tau > 0: the train point helps; removing it raises the loss at the test point"
-
-
-def template(posterior, methods: dict, params: dict) -> xr.Dataset:
-    """The labelled, empty result: the one place that owns dims, coordinates and attributes.
-
-    Parameters
-    ----------
-    posterior : Posterior
-    methods : dict, name → Method
-    params : dict
-        What the result depends on; a store made with other params is refused.
-
-    Returns
-    -------
-    Dataset with `tau` (sample, train, test, method), `loss` (sample, test) and, with a method that retrains,
-    `loss_without` (sample, train, test): float32, NaN, lazy, in chunks of (one member, TRAIN_BLOCK, all, 1).
-    """
-    task, kept = posterior.task, posterior.checkpoints
-    names = np.array(task.classes)
-    sizes = {
-        "sample": len(posterior.members) * kept,
-        "train": len(task.x_train),
-        "test": len(task.x_test),
-        "method": len(methods),
-    }
-    chunk = {"sample": kept, "train": min(TRAIN_BLOCK, sizes["train"]), "test": sizes["test"], "method": 1}
-
-    def empty(*dims):
-        shape, chunks = [sizes[d] for d in dims], [chunk[d] for d in dims]
-        return dims, dask.array.full(shape, np.nan, dtype=np.float32, chunks=chunks)
-
-    variables = {"tau": empty(*DIMS), "loss": empty("sample", "test")}
-    if any(method.retrains for method in methods.values()):
-        variables["loss_without"] = empty("sample", "train", "test")
-    coords = {
-        **provenance(posterior),
-        "train_index": ("train", task.train_index),
-        "train_label": ("train", task.y_train.numpy()),
-        "train_class": ("train", names[task.y_train.numpy()].astype(object)),
-        "test_index": ("test", task.test_index),
-        "test_label": ("test", task.y_test.numpy()),
-        "test_class": ("test", names[task.y_test.numpy()].astype(object)),
-        "method": ("method", np.array(list(methods), dtype=object)),
-    }
-    units = {name: method.unit for name, method in methods.items()}
-    packages = ("torch", "torchvision", "transformers", "peft", "numpy", "scipy", "xarray", "zarr")
-    attrs = {
-        "sign": SIGN,
-        "units": json.dumps(units),
-        "params": json.dumps(params, sort_keys=True),
-        "data_sha256": task.fingerprint(),
-        "model_sha256": posterior.fingerprint(),
-        "versions": json.dumps({"tdalib": version("tdalib")} | {name: version(name) for name in packages}),
-        "git_revision": _revision(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    result = xr.Dataset(variables, coords, attrs)
-    result["tau"].attrs = {"long_name": "attribution", "units": json.dumps(units), "sign": SIGN}
-    result["loss"].attrs = {"long_name": "test loss at θ", "units": "nats"}
-    if "loss_without" in result:
-        result["loss_without"].attrs = {"long_name": "test loss at θ without the train point", "units": "nats"}
-    return result
-
-
-def provenance(posterior) -> dict:
-    """The coordinates of `sample`: where each draw comes from."""
-    members, kept = posterior.members, posterior.checkpoints
-    return {
-        "member": ("sample", np.repeat([m.index for m in members], kept)),
-        "checkpoint": ("sample", np.tile(posterior.numbers, len(members))),
-        "init_seed": ("sample", np.repeat([m.init_seed for m in members], kept)),
-        "batch_seed": ("sample", np.repeat([m.batch_seed for m in members], kept)),
-    }
+SINCE = {"objective": None, "optimizer": "adam", "momentum": 0.0, "removals": None}  # params that older stores lack
 
 
 def create(path: Path, empty: xr.Dataset) -> None:
@@ -111,15 +33,15 @@ def create(path: Path, empty: xr.Dataset) -> None:
     """
     check(path, empty)
     if path.exists():
-        for name in missing_coordinates(path, empty):
-            write(path, name, (0,), empty[name].values)
+        for name in missing(path, empty):
+            write(path, name, (0,) * empty[name].ndim, empty[name].values)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     codecs = {"compressors": (ZstdCodec(), Crc32cCodec()), "write_empty_chunks": True}
     encoding = {name: codecs for name in empty.data_vars}
-    encoding |= {name: codecs | {"chunks": values.shape} for name, values in empty.coords.items()}
+    encoding |= {name: codecs | {"chunks": empty[name].shape} for name in stored_at_once(empty)}
     try:
         with _full_disk_named(path), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata")  # xr.open_zarr asks for it all the same
@@ -164,15 +86,16 @@ def check(path: Path, empty: xr.Dataset) -> None:
         return
     try:
         made = zarr.open_group(path, mode="r").attrs
-        before = json.loads(made["params"])
+        before = SINCE | json.loads(made["params"])
     except Exception:  # zarr raises what the content makes it raise
         raise ValueError(f"store {path} exists and is not a tdalib store; choose another") from None
+    params = SINCE | params
     for key in sorted(before.keys() | params.keys()):
         if before.get(key) != params.get(key):
             was, now = before.get(key), params.get(key)
             raise ValueError(f"store {path} was made with {key}: {was}, not {now}; choose another store")
     if empty.attrs["data_sha256"] != made["data_sha256"]:
-        raise ValueError(f"store {path} was made with other images or labels; choose another store")
+        raise ValueError(f"store {path} was made with other points or targets; choose another store")
     if empty.attrs["model_sha256"] != made["model_sha256"]:
         raise ValueError(f"store {path} was made with another model or backbone; choose another store")
 
@@ -193,7 +116,7 @@ def open_result(path) -> xr.Dataset:
     if not (path / "zarr.json").is_file():
         raise ValueError(f"{path} is a folder, but not a tdalib store")
     result = xr.open_zarr(_Verified(path, read_only=True))
-    for name in missing_coordinates(path, result):
+    for name in missing(path, result):
         raise ValueError(f"store {path} lacks its {name}; the run that made the store writes it again")
     return result.assign_coords(result.coords.to_dataset().load().coords)
 
@@ -263,15 +186,6 @@ def _full_disk_named(path: Path):
         raise OSError(f"store {path}: the disk is full; make room, and the same run goes on from here") from None
 
 
-def missing_coordinates(path: Path, result: xr.Dataset) -> list[str]:
-    """Coordinates that `repair` removed: they would be read as zeros."""
-    return [name for name in result.coords if not is_done(path, name, (0,))]
-
-
-def _revision() -> str:
-    """The git revision of the source, with '+' when it holds uncommitted changes."""
-    try:
-        git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty=+"]
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+def missing(path: Path, result: xr.Dataset) -> list[str]:
+    """What is stored at once and `repair` removed: it would be read as zeros."""
+    return [name for name in stored_at_once(result) if not is_done(path, name, (0,) * result[name].ndim)]

@@ -1,9 +1,19 @@
-"""Small tasks that several tests share."""
+"""Small tasks that several tests share, and the weights that leave a point out."""
 
 import numpy as np
 import pytest
+import torch
 
 from tdalib import data
+
+
+def without(task, *points):
+    """Weights (removal, point): a row for each of the points, with 0 at it and 1 elsewhere; None leaves out nothing."""
+    weights = torch.ones(len(points), len(task.train))
+    for row, point in zip(weights, points, strict=True):
+        if point is not None:
+            row[point] = 0
+    return weights
 
 
 @pytest.fixture(scope="session")

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import without
 from scipy.stats import spearmanr
 from torch import nn
 from torch.func import functional_call
 
 from tdalib import Recipe, attribute, attributors, data, deep_ensemble
-from tdalib.samplers import Posterior
-from tdalib.stacked import train_stack
-from tdalib.training import batch_order, train
+from tdalib.training import Training, train, train_stack
 
 STRONG_L2 = Recipe(epochs=300, batch_size=90, learning_rate=0.01, weight_decay=1.0)
 
@@ -28,8 +27,7 @@ def convex(blobs):
 @pytest.fixture(scope="module")
 def conv_draw():
     """A float64 draw of cnn2 after two epochs, and its task."""
-    task = data.load("mnist3", train_per_class=3, test_per_class=2)
-    task = replace(task, x_train=task.x_train.double(), x_test=task.x_test.double())
+    task = data.load("mnist3", train_per_class=3, test_per_class=2).to(torch.float64)
     (draw,) = deep_ensemble("cnn2", task, Recipe(epochs=2), members=1, checkpoints=1).draws(0)
     return draw, task
 
@@ -47,10 +45,10 @@ def brute_gradients(draw, x, y):
 def loo(posterior, points=None):
     """τ_LOO (1, points, test) of member 0 at its last checkpoint, straight from the attributor."""
     task = posterior.task
-    points = range(len(task.x_train)) if points is None else points
-    draws = posterior.draws(0)
-    before = torch.stack([F.cross_entropy(d.model(task.x_test), task.y_test, reduction="none") for d in draws[-1:]])
-    return attributors.leave_one_out(posterior, 0, points)[-1:] - before.detach()[:, None]
+    points = range(len(task.train)) if points is None else points
+    draw = posterior.draws(0)[-1]
+    before = F.cross_entropy(draw(task.x_test), task.y_test, reduction="none").detach()
+    return attributors.leave_one_out(posterior, 0, without(task, *points))[-1:] - before
 
 
 def test_loo_agrees_with_influence_on_convex_model(convex, blobs):
@@ -85,14 +83,15 @@ def test_influence_equals_dense_hessian(convex, blobs):
 
 def test_influence_equals_dense_gauss_newton_on_a_network(conv_draw):
     draw, task = conv_draw
-    p = draw.model(task.x_train).softmax(1).detach()
+    network = draw.module()
+    p = network(task.x_train).softmax(1).detach()
     jacobian = torch.stack(
         [
-            torch.cat([g.flatten() for g in torch.autograd.grad(out, list(draw.model.parameters()), retain_graph=True)])
+            torch.cat([g.flatten() for g in torch.autograd.grad(out, list(network.parameters()), retain_graph=True)])
             for xi in task.x_train
-            for out in draw.model(xi[None])[0]
+            for out in network(xi[None])[0]
         ]
-    )  # (n·C, P), at the last θ, which the model itself holds
+    )  # (n·C, P)
     n, damping = len(p), 0.01
     curvature = torch.block_diag(*(torch.diag(q) - torch.outer(q, q) for q in p)) / n  # (n·C, n·C)
     train = brute_gradients(draw, task.x_train, task.y_train)
@@ -124,7 +123,7 @@ def test_float32_is_right_where_the_network_is_sure(method):
     """After training, p_y is 1 − 1e-6 and closer for most points; their small gradients must still be right."""
     task = data.load("mnist3", train_per_class=10, test_per_class=20)
     (draw,) = deep_ensemble("cnn2", task, Recipe(epochs=60), members=1, checkpoints=1).draws(0)
-    exact_task = replace(task, x_train=task.x_train.double(), x_test=task.x_test.double())
+    exact_task = task.to(torch.float64)
     theta = {name: p.double() for name, p in draw.theta.items()}
     exact_draw = replace(draw, theta=theta, model=deepcopy(draw.model).double())
     exact = attributors.get(method).function(exact_draw, exact_task)
@@ -219,25 +218,23 @@ def test_ats_is_one_adam_step(conv_draw):
 def test_point_in_no_batch_has_no_effect(digits, stack):
     """The same sampler, except that its batches skip point 4: removing that point must change nothing at all."""
 
-    def skipping(posterior, member, without):
-        model = posterior.model(digits, member.init_seed)
-        order = batch_order(len(digits.x_train), posterior.recipe, member.batch_seed)
-        batches = [[batch[batch != 4] for batch in epoch] for epoch in order]
+    def skipping(posterior, member, weights):
+        training = posterior.training(member)
+        training.__dict__["batches"] = [[batch[batch != 4] for batch in epoch] for epoch in training.batches]
         trainer = train if stack == 1 else train_stack
-        runs = trainer(model, digits.x_train, digits.y_train, posterior.recipe, batches, seed=0, without=without)
-        for (theta,) in runs:
-            yield [replace(whole.draws(0)[0], theta=theta, model=model)]
+        for states in trainer(training, weights):
+            yield posterior.made(member, training.network, states)
 
     whole = deep_ensemble("cnn2", digits, Recipe(epochs=2, batch_size=2), members=1, checkpoints=1)
-    skipped = Posterior(digits, whole.model, whole.recipe, whole.members, 1, run=skipping, stack=stack)
+    skipped = replace(whole, sample=skipping, stack=stack)
     tau = attribute(skipped, ["loo"], workers=1).tau.values[0, :, :, 0]
     assert (tau[4] == 0).all()
     assert all((tau[j] != 0).any() for j in (0, 1, 2, 3, 5))
 
 
 def test_tau_permutes_with_the_train_set(convex, blobs):
-    order = np.random.default_rng(1).permutation(len(blobs.x_train))
-    shuffled = replace(blobs, x_train=blobs.x_train[order], y_train=blobs.y_train[order])
+    order = np.random.default_rng(1).permutation(len(blobs.train))
+    shuffled = replace(blobs, train=blobs.train[order])
     moved = deep_ensemble("logreg", shuffled, STRONG_L2, members=1, checkpoints=1)
     for name in ("ats", "if", "gd", "gc"):
         function = attributors.get(name).function
@@ -249,14 +246,13 @@ def test_tau_permutes_with_the_train_set(convex, blobs):
 def test_continue_protocol_trains_on_from_each_checkpoint(digits):
     posterior = deep_ensemble("cnn2", digits, Recipe(epochs=2), members=1, checkpoints=2)
     draws = posterior.draws(0)
-    without = attributors.leave_one_out(posterior, 0, [3], protocol="continue")
-    model = posterior.model(digits, 0)
+    losses = attributors.leave_one_out(posterior, 0, without(digits, 3), protocol="continue")
+    model = posterior.build(digits, 0)
     model.load_state_dict(draws[0].theta)
-    batches = batch_order(len(digits.x_train), posterior.recipe, draws[0].batch_seed)
-    list(train(model, digits.x_train, digits.y_train, posterior.recipe, batches, seed=0, without=[3]))
+    list(train(Training(model, digits, posterior.recipe, draws[0].batch_seed), without(digits, 3)))
     expected = F.cross_entropy(model(digits.x_test), digits.y_test, reduction="none")
-    torch.testing.assert_close(without[0, 0], expected.detach().double(), rtol=1e-4, atol=1e-5)
-    assert without.shape == (2, 1, 6)
+    torch.testing.assert_close(losses[0, 0], expected.detach().double(), rtol=1e-4, atol=1e-5)
+    assert losses.shape == (2, 1, 6)
 
 
 def test_grad_dot_equals_captum_tracin(conv_draw):
@@ -268,7 +264,7 @@ def test_grad_dot_equals_captum_tracin(conv_draw):
         model.load_state_dict(draw.theta)
         return 1.0
 
-    model = deepcopy(draw.model).to(memory_format=torch.contiguous_format)  # captum takes views of the gradients
+    model = draw.module().to(memory_format=torch.contiguous_format)  # captum takes views of the gradients
     peer = tracin(model, dataset, ["only"], load, loss_fn=nn.CrossEntropyLoss(reduction="none"), batch_size=4)
     expected = peer.influence((task.x_test, task.y_test)).T
     torch.testing.assert_close(attributors.grad_dot(draw, task), expected, rtol=1e-6, atol=1e-10)
@@ -276,7 +272,10 @@ def test_grad_dot_equals_captum_tracin(conv_draw):
 
 @pytest.mark.parametrize(
     ("bad", "message"),
-    [({"damping": 0}, "needs λ > 0"), ({"solver": "lu"}, "choose from ggn, cg")],
+    [
+        ({"damping": 0}, "if.damping: 0 is not possible; input should be greater than 0"),
+        ({"solver": "lu"}, "if.solver: 'lu' is not possible; input should be 'ggn' or 'cg'"),
+    ],
 )
 def test_influence_refuses(conv_draw, bad, message):
     with pytest.raises(ValueError, match=message):

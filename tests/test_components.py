@@ -77,6 +77,11 @@ def test_variance_components_by_hand_and_in_any_order():
     xr.testing.assert_allclose(table, stats.variance_components(shuffled).sel({"method": "m"}))
 
 
+def test_sources_of_removed_sets_keep_their_size():
+    tau = crossed(np.random.default_rng(6), [1.0] * 3).assign_coords(size=("train", [1, 10, 100]))
+    assert stats.variance_components(tau)["size"].values.tolist() == [1, 10, 100]
+
+
 def test_what_checkpoints_do_stays_theirs():
     """What epochs do to all members alike adds to "checkpoint" and is named; by initialisation, it adds as well."""
     tau = crossed(np.random.default_rng(5), [1.0] * 40)

@@ -256,7 +256,7 @@ def test_files_that_are_no_data(tmp_path):
 @pytest.mark.parametrize(
     ("name", "per_class", "message"),
     [
-        ("mnist", 1, "dataset 'mnist' is not known; choose from cifar10, mnist3, MNIST"),
+        ("mnist", 1, "dataset 'mnist' is not known; choose from cifar10, cifar10_paper, mnist3, mnist3_paper, MNIST"),
         ("nowhere.npz", 1, "no file .*; a relative path starts at the repository root"),
         ("mnist3", 101, "train_per_class: 101 is not possible; mnist3 has 1 to 100 per class"),
         ("mnist3", 0, "train_per_class: 0 is not possible"),

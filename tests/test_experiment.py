@@ -9,9 +9,22 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from conftest import without
 from kill_and_resume import chunk_bytes
 
-from tdalib import Recipe, attribute, attributors, data, deep_ensemble, engine, experiment, store
+from tdalib import (
+    Experiment,
+    Recipe,
+    attribute,
+    attributors,
+    data,
+    deep_ensemble,
+    experiment,
+    models,
+    removals,
+    store,
+    units,
+)
 
 METHODS = ["loo", "ats", "if", "gd", "gc"]
 
@@ -31,7 +44,7 @@ def finished(posterior, tmp_path_factory):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(store, "TRAIN_BLOCK", 4)
+    monkeypatch.setattr("tdalib.result.TRAIN_BLOCK", 4)
 
 
 def test_dims_coords_and_attrs(finished, posterior):
@@ -56,7 +69,7 @@ def test_accuracy_counts_what_each_draw_gets_right(posterior):
     for k, draw in enumerate(posterior.draws(0) + posterior.draws(1)):
         said = torch.func.functional_call(draw.model, draw.theta, (task.x_test,)).argmax(1)
         right = sum(int(a == b) for a, b in zip(said, task.y_test, strict=True))
-        assert shares.values[k] == right / len(task.x_test)
+        assert shares.values[k] == right / len(task.test)
 
 
 def test_tau_is_what_the_attributors_say(finished, posterior):
@@ -66,12 +79,10 @@ def test_tau_is_what_the_attributors_say(finished, posterior):
     np.testing.assert_allclose(result.tau.sel({"method": "gd"})[3], gd, rtol=1e-4, atol=1e-6)
     loo = (result.loss_without - result.loss).transpose(*result.loss_without.dims)
     np.testing.assert_allclose(result.tau.sel({"method": "loo"}), loo, atol=1e-6)  # both were rounded to float32
-    without = posterior.draws(1, without=5)[1]
-    losses = torch.nn.functional.cross_entropy(
-        torch.func.functional_call(without.model, without.theta, (posterior.task.x_test,)),
-        posterior.task.y_test,
-        reduction="none",
-    )
+    task = posterior.task
+    draw = posterior.draws(1, without(task, 5)[0])[1]
+    outputs = torch.func.functional_call(draw.model, draw.theta, (task.x_test,))
+    losses = torch.nn.functional.cross_entropy(outputs, task.y_test, reduction="none")
     np.testing.assert_allclose(result.loss_without[3, 5], losses.detach(), rtol=1e-4, atol=1e-6)
 
 
@@ -107,9 +118,8 @@ def test_a_stack_is_filled_up_as_it_was(blobs, tmp_path):
     before = chunk_bytes(path)
     for name in ("tau/c/1/2/0/0", "loss_without/c/0/1/0"):
         (path / name).unlink()
-    methods = {"loo": attributors.get("loo")}
-    units = engine.pending(path, store.template(posterior, methods, {}), posterior, methods)
-    assert [(unit.member, unit.blocks) for unit in units] == [(0, [0, 1]), (1, [2, 3])]
+    work = units.Work(posterior, removals.every_point(blobs.train), {"loo": attributors.get("loo")}, {"loo": {}})
+    assert [(unit.member, unit.blocks) for unit in units.pending(path, work)] == [(0, [0, 1]), (1, [2, 3])]
     attribute(posterior, ["loo"], path=path, device="cpu", workers=1)
     assert chunk_bytes(path) == before
 
@@ -162,13 +172,14 @@ def test_finished_chunks_are_not_computed_again(posterior, finished, tmp_path, m
     shutil.copytree(finished, path)
     (path / "tau" / "c" / "1" / "0" / "0" / "3").unlink()  # member 1, gd
     seen = []
-    compute = engine._estimated
+    compute = units.estimate
 
-    def noting(unit, *rest):
+    def noting(shared, unit, states):
         seen.append((unit.member, unit.method))
-        return compute(unit, *rest)
+        return compute(shared, unit, states)
 
-    monkeypatch.setattr(engine, "_estimated", noting)
+    monkeypatch.setattr(units, "estimate", noting)
+    monkeypatch.setattr(units, "retrain", lambda *_: pytest.fail("it retrains"))
     attribute(posterior, METHODS, path=path, workers=1)
     assert seen == [(1, "gd")]
     assert chunk_bytes(path) == chunk_bytes(finished)
@@ -183,24 +194,24 @@ def test_other_params_are_refused_by_name(posterior, finished):
         attribute(posterior, METHODS[::-1], path=finished)  # the same chunks would mean other methods
     task = data.load("mnist3", train_per_class=2, test_per_class=2, seed=1)
     moved = deep_ensemble("cnn2", task, Recipe(epochs=2, batch_size=4), members=2, checkpoints=2)
-    with pytest.raises(ValueError, match="other images or labels"):
+    with pytest.raises(ValueError, match="other points or targets"):
         attribute(moved, METHODS, path=finished)
     assert chunk_bytes(finished) == before
 
 
 @pytest.mark.parametrize(
-    ("methods", "options", "error", "message"),
+    ("methods", "options", "message"),
     [
-        (["gd", "tracin"], {}, ValueError, "method 'tracin' is not known; choose from ats, gc, gd, if, loo"),
-        ([], {}, ValueError, "methods is empty"),
-        (["if"], {"if": {"damping": -1}}, ValueError, "needs λ > 0"),
-        (["loo"], {"loo": {"protocol": "x"}}, ValueError, "choose from retrain, continue"),
-        (["gd"], {"gd": {"solver": "cg"}}, TypeError, "solver"),
-        (["gd"], {"if": {"solver": "cg"}}, ValueError, "options for 'if', which is not among the methods gd"),
+        (["gd", "tracin"], {}, "method 'tracin' is not known; choose from ats, gc, gd, if, loo"),
+        ([], {}, "methods is empty; choose from ats, gc, gd, if, loo"),
+        (["if"], {"if": {"damping": -1}}, "if.damping: -1 is not possible; input should be greater than 0"),
+        (["loo"], {"loo": {"protocol": "x"}}, "loo.protocol: 'x' is not possible; .* 'retrain', 'continue' or 'further'"),
+        (["gd"], {"gd": {"solver": "cg"}}, "gd has no option 'solver'; it has memory"),
+        (["gd"], {"if": {"solver": "cg"}}, "options for 'if', which is not among the methods gd"),
     ],
 )
-def test_bad_requests_write_nothing(posterior, tmp_path, methods, options, error, message):
-    with pytest.raises(error, match=message):
+def test_bad_requests_write_nothing(posterior, tmp_path, methods, options, message):
+    with pytest.raises(ValueError, match=message):
         attribute(posterior, methods, options=options, path=tmp_path / "new.zarr")
     assert not list(tmp_path.iterdir())
 
@@ -245,7 +256,7 @@ def test_models_are_told_apart_and_too_few_outputs_refused(blobs, tmp_path):
     attribute(small, ["gd"], path=tmp_path / "a.zarr", workers=1)
     with pytest.raises(ValueError, match="made with another model or backbone"):
         attribute(large, ["gd"], path=tmp_path / "a.zarr")
-    with pytest.raises(ValueError, match="the model has 2 outputs; 3 classes need at least as many"):
+    with pytest.raises(ValueError, match="the model has 2 outputs; the targets need at least 3"):
         attribute(narrow, ["gd"])
 
 
@@ -253,12 +264,13 @@ def test_a_result_without_params_names_its_model(posterior):
     """A function, one with options bound, and an object that has no name but that of its class."""
 
     class Own:
-        def __call__(self, task, seed): ...
+        def __call__(self, task, seed):
+            return models.cnn2(task, seed)
 
-    known = posterior.model.__name__
-    for model, name in ((posterior.model, known), (partial(posterior.model, width=3), known), (Own(), "Own")):
-        made = experiment.describe(replace(posterior, model=model), {})
-        assert made["model"] == name and made["members"] == len(posterior.members)
+    for build, name in ((models.cnn2, "cnn2"), (partial(models.mlp, width=3), "mlp"), (Own(), "Own")):
+        made = Experiment(replace(posterior, build=build), "gd", workers=1).run()
+        described = json.loads(made.attrs["params"])
+        assert described["model"] == name and described["members"] == len(posterior.members)
 
 
 def test_one_train_point_is_enough():

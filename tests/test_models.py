@@ -7,7 +7,7 @@ from torch import nn
 
 from tdalib import Recipe, attribute, attributors, data, deep_ensemble, models
 from tdalib.models.cnn import ImageFlatten, ImageGELU
-from tdalib.training import batch_order, train
+from tdalib.training import Training, train
 
 
 @pytest.mark.parametrize(("name", "kernel", "parameters"), [("mnist3", 3, 225_034), ("cifar10", 5, 259_914)])
@@ -110,10 +110,10 @@ def test_batch_norm_is_refused(digits, norm):
 
 def test_batch_norm_with_fixed_statistics_stays_fixed_in_training(digits):
     model = normed(nn.BatchNorm2d(1).eval())(digits, 0)
-    recipe = Recipe(epochs=2, batch_size=3)
-    ((theta,),) = train(model, digits.x_train, digits.y_train, recipe, batch_order(6, recipe, 0), seed=0)
+    ((state,),) = train(Training(model, digits, Recipe(epochs=2, batch_size=3), 0))
     assert model[0].running_mean == 0 and model[0].num_batches_tracked == 0
-    assert theta["0.weight"] != 1
+    assert state.rest["0.running_mean"] == 0 and state.rest["0.num_batches_tracked"] == 0
+    assert state.theta["0.weight"] != 1
 
 
 @pytest.mark.parametrize("name", ["cnn2", "cnn3", "logreg", "mlp", "vit_lora"])

@@ -1,11 +1,12 @@
 """Every notebook runs top to bottom with tiny params; each is committed as its kind should be."""
 
 import nbformat
+import numpy as np
 import papermill
 import pytest
 import xarray as xr
 
-from tdalib import run
+from tdalib import Params, run
 from tdalib.data import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -54,16 +55,32 @@ def test_notebook_runs(path, experiment, tmp_path):
         "91": {"size": "small", "folder": str(tmp_path / "vit")},
     }[path.stem[:2]]
     if path.stem[:2] in ("20", "21", "22", "24", "25") and not experiment.with_suffix(".zarr").exists():
-        run.run(run.Params.read(experiment))
+        run.execute(Params.read(experiment))
     if path.stem[:2] == "23":
         for name in ("crossed", "deep_ensemble", "sgld"):
             file = tmp_path / f"{name}.yaml"
             text = TINY + f"sampler: {name}\nmethods: [loo, gd]\n"
             file.write_text(text + f"store: {file.with_suffix('.zarr')}\n")
-            params = run.Params.read(file)
-            params.attribute(params.posterior(params.task()))
+            Params.read(file).experiment().run()
         values |= {"crossed": str(tmp_path / "crossed.yaml"), "runs": str(tmp_path / "{}.yaml")}
     papermill.execute_notebook(path, tmp_path / path.name, values, cwd=tmp_path, progress_bar=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [
+    "removals: {sets: [[0, 4], [7], [1, 2, 3]]}",
+    "dataset: {folder}/numbers.npz\nmodel: mlp\noptimizer: sgd",  # float targets
+])  # fmt: skip
+def test_notebooks_run_on_removed_sets_and_on_points_without_class(given, tmp_path):
+    stream = np.random.default_rng(0)
+    shapes = {"x_train": (8, 4), "y_train": (8,), "x_test": (6, 4), "y_test": (6,)}
+    np.savez(tmp_path / "numbers.npz", **{name: stream.normal(size=shape) for name, shape in shapes.items()})
+    tiny, store = tmp_path / "tiny.yaml", str(tmp_path / "tiny.zarr")
+    tiny.write_text(TINY + given.replace("{folder}", str(tmp_path)) + f"\nstore: {store}\n")
+    assert run.main([str(tiny)]) == 0  # notebook 10
+    for path in NOTEBOOKS:
+        if path.stem[:2] in ("20", "21", "24"):
+            papermill.execute_notebook(path, tmp_path / path.name, {"store": store}, cwd=tmp_path, progress_bar=False)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -8,6 +8,7 @@ import xarray as xr
 from simulated import simulate
 
 from tdalib import stats
+from tdalib.stats.pairs import _resampling
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def test_trustworthy_keeps_the_false_discovery_rate(shared):
     assert listed > 60 * 500
 
 
-def test_trustworthy_names_the_images(draws):
+def test_trustworthy_names_the_points(draws):
     draws[:, :, 2, 3, 1] = 5 + 0.01 * draws[:, :, 2, 3, 1]
     draws[:, :, 0, 4, 1] = -5 + 0.1 * draws[:, :, 0, 4, 1]
     tau = simulate(draws).assign_coords(train_index=("train", [10, 20, 30, 40]), test_class=("test", list("abcde")))
@@ -152,6 +153,22 @@ def test_trustworthy_names_the_images(draws):
     assert len(none) == 0 and list(none.columns) == list(pairs.columns)
     with pytest.raises(ValueError, match="fdr: 5 is not possible; it must be between 0 and 1"):
         stats.trustworthy(tau, fdr=5)
+
+
+def test_trustworthy_names_removed_sets_by_their_size(draws):
+    draws[:, :, 2, 3, 1] = 5 + 0.01 * draws[:, :, 2, 3, 1]
+    pairs = stats.trustworthy(simulate(draws).assign_coords(size=("train", [1, 10, 100, 1000])), fdr=1e-3)
+    assert pairs[["method", "train", "test", "size"]].values.tolist() == [["m1", 2, 3, 100]]
+    assert not [name for name in pairs.columns if name.endswith(("_index", "_class"))]
+
+
+@pytest.mark.parametrize("members", range(1, 13))
+def test_flips_are_all_but_opposites(members):
+    """2^(n − 1) sign vectors, the first without a flip; with their opposites they are all 2^n, each once."""
+    flips = _resampling(members, np.random.default_rng(0))[0]
+    assert flips.shape == (members, 2 ** (members - 1)) and (flips[:, 0] == 1).all()
+    both = np.concatenate([flips, -flips], axis=1)
+    assert set(np.unique(both)) == {-1, 1} and len(np.unique(both, axis=1).T) == 2**members
 
 
 def test_p_t_is_uniform_under_the_null_and_p_noise_is_not():

@@ -5,15 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import without
 from scipy.linalg import solve_discrete_lyapunov
 from torch import nn
 
-from tdalib import Recipe, attributors, samplers
-from tdalib.data import Task
-from tdalib.engine import exact_repeat
-from tdalib.samplers import chain
-from tdalib.samplers.swag import gaussian
-from tdalib.training import batch_order, point_losses
+from tdalib import Recipe, attributors, objectives, samplers
+from tdalib.data import Points, Task
+from tdalib.samplers import chains
+from tdalib.samplers.gaussian_of_epochs import gaussian
+from tdalib.training import batch_order
+from tdalib.workers import exact_repeat
 
 N, OUTPUTS = 40, 300  # each output is a chain of its own: the same regression, its own noise
 TOLERANCE = 0.05
@@ -38,12 +39,13 @@ def regression():
     x = stream.normal(size=(N + 1, 3)) * [1, 0.7, 0.4]
     y = x @ [1, -2, 0.5] + stream.normal(size=N + 1)
     x, y = torch.as_tensor(x), torch.as_tensor(y)[:, None].expand(-1, OUTPUTS).contiguous()
-    return Task(x[:N], y[:N], x[N:], y[N:], np.arange(N), np.arange(1), ("0",), "regression")
+    train, test = Points(x[:N], y[:N], {"index": np.arange(N)}), Points(x[N:], y[N:], {"index": np.arange(1)})
+    return Task(train, test, objectives.get("squared_error"), "regression")
 
 
-def exact(task, without=None, recipe=RECIPE):
+def exact(task, removed=None, recipe=RECIPE):
     """Mean and covariance of one output's weights: unit noise, and a prior of precision n λ."""
-    rest = [i for i in range(N) if i != without]
+    rest = [i for i in range(N) if i != removed]
     x, y = task.x_train[rest].numpy(), task.y_train[rest, 0].numpy()
     covariance = np.linalg.inv(x.T @ x + N * recipe.weight_decay * np.eye(3))
     return covariance @ x.T @ y, covariance
@@ -85,13 +87,13 @@ def test_a_wrong_temperature_is_seen(name, regression):
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_missing_factor_of_the_minibatch_is_seen(name, regression, monkeypatch):
-    right = chain.potential_gradient
+    right = chains.potential_gradient
 
-    def missing(draw, theta, task, batch, without=None):
-        gradient, decay = right(draw, theta, task, batch, without), N * draw.recipe.weight_decay
+    def missing(draw, theta, task, batch, *weighed):
+        gradient, decay = right(draw, theta, task, batch, *weighed), N * draw.recipe.weight_decay
         return {key: decay * theta[key] + (g - decay * theta[key]) * len(batch) / N for key, g in gradient.items()}
 
-    monkeypatch.setattr(chain, "potential_gradient", missing)
+    monkeypatch.setattr(chains, "potential_gradient", missing)
     assert min(errors(posterior(name, regression, **OPTIONS[name]).draws(0), regression)) > 3 * TOLERANCE
 
 
@@ -102,17 +104,18 @@ def test_coupled_removal_gives_the_closed_form(name, regression):
     drawn = posterior(name, regression, **options)
     other = posterior(name, regression, seed=1, **options)
     loo = attributors.get("loo").function
-    without, whole, whole_of_other = (
-        loo(*asked)[..., 0] for asked in ((drawn, 0, removed), (drawn, 0, [None]), (other, 0, [None]))
+    left, whole, whole_of_other = (
+        loo(posterior, 0, without(regression, *points))[..., 0]
+        for posterior, points in ((drawn, removed), (drawn, [None]), (other, [None]))
     )  # (checkpoint, points)
     expected = [mean_loss(regression, j) - mean_loss(regression) for j in removed]
-    coupled = (without - whole).mean(0)
+    coupled = (left - whole).mean(0)
     np.testing.assert_allclose(coupled, expected, rtol=0.05, atol=0.05 * max(map(abs, expected)))
-    assert (without - whole).std(0).max() < 0.2 * (without - whole_of_other).std(0).min()
+    assert (left - whole).std(0).max() < 0.2 * (left - whole_of_other).std(0).min()
 
 
-def mean_loss(task, without=None):
-    mean, covariance = exact(task, without)
+def mean_loss(task, removed=None):
+    mean, covariance = exact(task, removed)
     x, y = task.x_test[0].numpy(), task.y_test[0, 0].item()
     return OUTPUTS * ((x @ mean - y) ** 2 + x @ covariance @ x) / 2
 
@@ -122,28 +125,29 @@ def mean_loss(task, without=None):
 def test_a_chain_without_a_point_is_that_on_the_data_without_it(name, model, digits, regression):
     """To the bit, given the same batches otherwise: written out as a loop over a data set that lacks the point."""
     task, recipe, j = (digits, Recipe(3, 4), 2) if model == "cnn2" else (regression, BATCHES_OF_TEN, 17)
+    weight = without(task, j)[0]
     drawn = samplers.get(name)(model, task, recipe, members=1, checkpoints=3, burn_in=1, thin=2)
-    (mode,) = samplers.deep_ensemble(model, task, recipe, members=1, checkpoints=1).draws(0, without=j)
+    (mode,) = samplers.deep_ensemble(model, task, recipe, members=1, checkpoints=1).draws(0, weight)
     expected = chain_on_rest(name, mode, task, j, drawn)
-    for draw, theta in zip(drawn.draws(0, without=j), expected, strict=True):
+    for draw, theta in zip(drawn.draws(0, weight), expected, strict=True):
         assert all(torch.equal(draw.theta[key], theta[key]) for key in theta)
     assert not all(torch.equal(draw.theta[key], theta[key]) for key in theta for draw in drawn.draws(0)[-1:])
 
 
 def chain_on_rest(name, mode, task, j, drawn):
     """Draws 3, 5 and 7 epochs on, from a loop over arrays without point j."""
-    keep = [i for i in range(len(task.x_train)) if i != j]
+    keep = [i for i in range(len(task.train)) if i != j]
     x, y = task.x_train[keep], task.y_train[keep]
-    n, member, option = len(task.x_train), drawn.members[0], drawn.options
+    n, member, option = len(task.train), drawn.members[0], drawn.options
     order = batch_order(n, replace(mode.recipe, epochs=7), samplers.derive_seed(member.batch_seed, 0, 2))
     stream = torch.Generator().manual_seed(samplers.derive_seed(member.batch_seed, 1, 2))
-    model, theta, velocity = mode.model, {k: p.clone() for k, p in mode.theta.items()}, {}
+    model, theta, velocity = mode.module(), {k: p.clone() for k, p in mode.theta.items()}, {}
     for epoch, batches in enumerate(order, 1):
         for batch in batches:
             rest = torch.as_tensor([keep.index(i) for i in batch.tolist() if i != j])
             model.load_state_dict(theta, strict=False)
             model.zero_grad()
-            (point_losses(model(x[rest]), y[rest]).sum() * (n / len(batch))).backward()
+            (task.objective.loss(model(x[rest]), y[rest]).sum() * (n / len(batch))).backward()
             for key, p in model.named_parameters():
                 gradient = p.grad + n * mode.recipe.weight_decay * theta[key]
                 noise = torch.empty(theta[key].shape, dtype=theta[key].dtype).normal_(generator=stream)
@@ -187,15 +191,16 @@ def test_dropout_masks_are_those_of_training_and_shared_by_points(regression):
     task = regression.first(train=8)
     drawn = samplers.mc_dropout(with_dropout, task, Recipe(2, 8), members=1, checkpoints=400)
     (plain,) = samplers.deep_ensemble(with_dropout, task, Recipe(2, 8), members=1, checkpoints=1).draws(0)
-    draws, without = drawn.draws(0), drawn.draws(0, without=3)
+    draws, left = drawn.draws(0), drawn.draws(0, without(task, 3)[0])
     weight = draws[0].theta["1.weight"]
     assert torch.equal(weight, plain.theta["1.weight"])
-    masks = torch.stack([d.model[0].mask for d in draws])  # (draw, 3)
+    masks = torch.stack([d.rest["0.mask"] for d in draws])  # (draw, 3)
     assert set(masks.unique().tolist()) == {0.0, 1 / 0.6} and abs((masks > 0).double().mean() - 0.6) < 0.05
-    for a, b in zip(draws, without, strict=True):
-        torch.testing.assert_close(a.model(task.x_train), (task.x_train * a.model[0].mask) @ a.model[1].weight.T)
-        assert torch.equal(a.model[0].mask, b.model[0].mask)
-    assert not torch.equal(weight, without[0].theta["1.weight"])
+    for a, b in zip(draws, left, strict=True):
+        torch.testing.assert_close(a(task.x_train), (task.x_train * a.rest["0.mask"]) @ a.theta["1.weight"].T)
+        torch.testing.assert_close(a.module()(task.x_train), a(task.x_train))
+        assert torch.equal(a.rest["0.mask"], b.rest["0.mask"])
+    assert not torch.equal(weight, left[0].theta["1.weight"])
 
 
 def with_dropout(task, seed):
@@ -207,7 +212,8 @@ def with_dropout(task, seed):
 def test_laplace_at_temperature_0_is_the_mode_and_covers_what_it_says(digits, subset, structure):
     recipe, options = Recipe(2, 4), {"subset": subset, "structure": structure}
     if (subset, structure) == ("all", "full"):
-        digits, model = replace(digits, x_train=digits.x_train[..., :4], x_test=digits.x_test[..., :4]), "logreg"
+        train, test = (replace(points, inputs=points.inputs[..., :4]) for points in (digits.train, digits.test))
+        digits, model = replace(digits, train=train, test=test), "logreg"
     else:
         model = "cnn2"
     (mode,) = samplers.deep_ensemble(model, digits, recipe, members=1, checkpoints=1).draws(0)

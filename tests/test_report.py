@@ -35,7 +35,7 @@ def test_page_is_whole_and_self_contained(store, capsys):
 def test_one_method_and_two_members_have_a_report(digits, tmp_path):
     path = tmp_path / "two.zarr"
     attribute(deep_ensemble("logreg", digits, members=2, checkpoints=1), ["gc"], path=path, workers=1)
-    page = report.report(path, tmp_path / "there" / "page.html")
+    page = report.write(path, tmp_path / "there" / "page.html")
     assert page == tmp_path / "there" / "page.html"
     text = page.read_text()
     assert text.count("<h1") == 2 and "Methods are not compared" in text and "takes 4 members" in text

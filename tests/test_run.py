@@ -41,7 +41,10 @@ def write(path, **values):
         ({"method_options": "{if: {solver: lu}}"}, "if.solver: 'lu' is not possible; input should be 'ggn' or 'cg'"),
         ({"dataset_options": "{size: 64}"}, "dataset_options: mnist3 has no option 'size'; it has none"),
         ({"schedule": "cosine"}, "schedule: 'cosine' is not possible; input should be 'constant' or 'linear'"),
-        ({"model": "mlp", "model_options": "{depth: 0}"}, "mlp: depth 0 is not possible; it must be at least 1"),
+        (
+            {"model": "mlp", "model_options": "{depth: 0}"},
+            "mlp.depth: 0 is not possible; input should be greater than or equal to 1",
+        ),
         (
             {"model": "vit_lora", "model_options": "{backbone: ./no/such}"},
             "backbone './no/such' is no folder, nor to be had",
@@ -111,7 +114,7 @@ def test_files_that_hold_no_params(tmp_path, capsys, text):
 
 def test_store_of_another_experiment_is_refused(tmp_path, capsys):
     params = Params.of(TINY | {"store": str(tmp_path / "a.zarr"), "methods": ["gd"]})
-    params.attribute(params.posterior(params.task()))
+    params.experiment().run()
     path = write(tmp_path / "b.yaml", **TINY | {"store": params.path, "methods": "[gd]", "seed": 5})
     before = sorted(tmp_path.rglob("*"))
     assert run.main([str(path)]) == 2
@@ -174,7 +177,7 @@ def test_an_interrupted_run_ends_the_command(tmp_path, capsys, monkeypatch):
             raise KeyboardInterrupt
         return "done, see there"
 
-    monkeypatch.setattr(run, "run", interrupted_at_b)
+    monkeypatch.setattr(run, "execute", interrupted_at_b)
     assert run.main([str(path) for path in paths]) == 130
     out, err = capsys.readouterr()
     for line, outcome in zip(out.splitlines()[-3:], ("done", "interrupted", "not started"), strict=True):

@@ -1,15 +1,16 @@
 """What varies between members, and where every seed comes from."""
 
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import without
 
 from tdalib import Recipe, attribute, deep_ensemble, models, samplers
-from tdalib.training import losses
+from tdalib.networks import state_of
+from tdalib.samplers import gaussian_of_curvature
 
 RECIPE = Recipe(epochs=3, batch_size=2)
 DROPPING = models.get("mlp", width=8, dropout=0.3)
@@ -45,9 +46,9 @@ def test_draws_are_the_last_epochs_with_provenance(digits):
 
 def test_draws_are_a_pure_function_of_the_seeds(digits):
     posterior = deep_ensemble("cnn2", digits, RECIPE, members=1, checkpoints=1)
-    first, second, without = posterior.draws(0), posterior.draws(0), posterior.draws(0, without=0)
+    first, second, left = posterior.draws(0), posterior.draws(0), posterior.draws(0, without(digits, 0)[0])
     assert torch.equal(first[0].theta["0.weight"], second[0].theta["0.weight"])
-    assert not torch.equal(first[0].theta["0.weight"], without[0].theta["0.weight"])
+    assert not torch.equal(first[0].theta["0.weight"], left[0].theta["0.weight"])
 
 
 def test_crossed_members_are_a_grid_with_the_ensemble_on_its_diagonal(digits):
@@ -71,7 +72,7 @@ def test_local_draws_have_provenance_vary_and_repeat(digits, name):
     assert {d.init_seed for d in draws} == {posterior.members[1].init_seed}
 
     def loss(d):
-        return losses(d.model, d.theta, digits.x_test, digits.y_test).tolist()
+        return d.losses(digits.test).tolist()
 
     assert [loss(d) for d in draws] == [loss(d) for d in again]
     assert len({tuple(loss(d)) for d in [*draws, *other]}) == 8
@@ -81,14 +82,15 @@ def test_local_draws_have_provenance_vary_and_repeat(digits, name):
 def test_removal_is_coupled_and_knows_nothing_of_the_point(digits, name):
     """Coupled to the bit: only the point tells θ\\j from θ, not the order of the calls or what came before."""
     posterior = samplers.get(name)(DROPPING, digits, RECIPE, members=1, checkpoints=2, **LOCAL[name])
-    one_by_one = [posterior.draws(0, without=j) for j in (None, 3, 0)]
-    for draws, alone in zip(posterior.draws_without(0, [None, 3, 0]), one_by_one, strict=True):
+    weights = without(digits, None, 3, 0)
+    one_by_one = [posterior.draws(0, weight) for weight in weights]
+    for draws, alone in zip(posterior.draws_under(0, weights), one_by_one, strict=True):
         for a, b in zip(draws, alone, strict=True):
             assert all(torch.equal(a.theta[key], b.theta[key]) for key in a.theta)
     swapped = digits.x_train.clone()
     swapped[3] = swapped[3].flip(-1)
-    elsewhere = replace(posterior, task=replace(digits, x_train=swapped))
-    for a, b in zip(one_by_one[1], elsewhere.draws(0, without=3), strict=True):
+    elsewhere = replace(posterior, task=replace(digits, train=replace(digits.train, inputs=swapped)))
+    for a, b in zip(one_by_one[1], elsewhere.draws(0, weights[1]), strict=True):
         assert all(torch.equal(a.theta[key], b.theta[key]) for key in a.theta)  # what z_3 is plays no part
     assert not torch.equal(elsewhere.draws(0)[0].theta["1.weight"], one_by_one[0][0].theta["1.weight"])
 
@@ -104,7 +106,7 @@ def test_every_method_attributes_every_sampler(digits, name):
 
     def gradient(x, y):
         theta = {key: p.clone().requires_grad_() for key, p in draw.theta.items()}
-        loss = F.cross_entropy(torch.func.functional_call(draw.model, theta, (x[None],)), y[None])
+        loss = F.cross_entropy(torch.func.functional_call(draw.model, draw.rest | theta, (x[None],)), y[None])
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(theta.values()))])
 
     expected = gradient(x[1], y[1]) @ gradient(digits.x_test[2], digits.y_test[2])  # masks are those of the draw
@@ -115,11 +117,11 @@ def test_every_method_attributes_every_sampler(digits, name):
 @pytest.mark.parametrize("name", LOCAL)
 def test_a_stack_gives_the_same_draws(digits, name):
     """In float64, and to its tolerance: convolutions of a stack have another layout, the random numbers the same."""
-    task = replace(digits, x_train=digits.x_train.double(), x_test=digits.x_test.double())
+    task = digits.to(torch.float64)
     model = "cnn2" if name != "mc_dropout" else DROPPING
     posterior = samplers.get(name)(model, task, RECIPE, members=1, checkpoints=2, **LOCAL[name])
-    stacked = replace(posterior, stack=3)
-    for one, several in zip(posterior.draws_without(0, [None, 1]), stacked.draws_without(0, [None, 1]), strict=True):
+    stacked, weights = replace(posterior, stack=3), without(task, None, 1)
+    for one, several in zip(posterior.draws_under(0, weights), stacked.draws_under(0, weights), strict=True):
         for a, b in zip(one, several, strict=True):
             for key in a.theta:
                 torch.testing.assert_close(a.theta[key], b.theta[key], rtol=1e-5, atol=1e-7)
@@ -136,14 +138,14 @@ def test_a_point_alone_in_its_batch_can_be_removed(digits, name):
         return Touchy(784, 3)
 
     posterior = samplers.get(name)(model, digits, replace(RECIPE, batch_size=5), members=1, checkpoints=1, thin=2)
-    draws = [posterior.draws(0, without=j)[0].theta["weight"] for j in (None, *range(6))]
+    draws = [posterior.draws(0, weight)[0].theta["weight"] for weight in without(digits, None, *range(6))]
     assert all(draw.isfinite().all() for draw in draws)
 
 
 def test_the_callers_random_state_is_left_alone(digits):
-    before = torch.get_rng_state()
+    before, weight = torch.get_rng_state(), without(digits, 1)[0]
     for name in LOCAL:
-        samplers.get(name)(DROPPING, digits, RECIPE, members=1, checkpoints=1, **LOCAL[name]).draws(0, without=1)
+        samplers.get(name)(DROPPING, digits, RECIPE, members=1, checkpoints=1, **LOCAL[name]).draws(0, weight)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -154,9 +156,7 @@ def test_a_transformer_with_adapters(digits, name):
     for draw in posterior.draws(0):
         changed = {key for key, p in mode.theta.items() if not torch.equal(draw.theta[key], p)}
         assert all("classifier" in key for key in changed) and (name == "laplace") == bool(changed)
-        apart = losses(draw.model, draw.theta, digits.x_test, digits.y_test) - losses(
-            mode.model, mode.theta, digits.x_test, digits.y_test
-        )
+        apart = draw.losses(digits.test) - mode.losses(digits.test)
         assert abs(apart).min() > 1e-6
 
 
@@ -166,7 +166,7 @@ def test_what_a_sampler_cannot_do_is_refused_by_name(digits, monkeypatch):
         attribute(sgld, "loo", options={"loo": {"protocol": "continue"}})
     with pytest.raises(ValueError, match="'mc_dropout' needs a model with dropout; cnn2 has no nn.Dropout layer"):
         samplers.mc_dropout("cnn2", digits, RECIPE)
-    monkeypatch.setattr(sys.modules["tdalib.samplers.laplace"], "find_spec", lambda name: None)
+    monkeypatch.setattr(gaussian_of_curvature, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"'laplace' needs the package laplace-torch: pip install 'tdalib\[post"):
         samplers.laplace("cnn2", digits, RECIPE)
 
@@ -178,23 +178,22 @@ def test_a_matrix_that_fits_no_memory_is_refused(digits):
 
 
 def test_one_of_your_own_is_one_decorator(digits):
-    @samplers.register("once")
-    def once(model, task, recipe, *, members=1, checkpoints=1, seed=0):
-        runs = tuple(samplers.Member.of(seed, k) for k in range(members))
-        return samplers.Posterior(task, models.get(model), recipe, runs, checkpoints, run=at_start, kind="independent")
+    @samplers.register("once", checkpoints=1)
+    def once(posterior):
+        """The initial weights."""
+        return replace(posterior, sample=at_start, kind="independent")
 
-    def at_start(posterior, member, without):
-        model = posterior.model(posterior.task, member.init_seed).eval()
-        for j in without:
-            if j is not None:
+    def at_start(posterior, member, weights):
+        network = posterior.build(posterior.task, member.init_seed).eval()
+        for weight in weights:
+            if (weight != 1).any():
                 raise ValueError("sampler 'once' cannot leave out a train point")
-            theta = {name: p.detach() for name, p in model.named_parameters()}
-            seeds = member.init_seed, member.batch_seed
-            yield [samplers.Draw(theta, model, posterior.recipe, member.index, k, *seeds) for k in posterior.numbers]
+            yield posterior.made(member, network, [state_of(network)] * posterior.checkpoints)
 
     try:
         posterior = samplers.get("once")("logreg", digits, RECIPE, members=2, checkpoints=2)
         assert attribute(posterior, "gd", device="cpu", workers=1).sizes["sample"] == 4
+        assert samplers.get("once")("logreg", digits).checkpoints == 1  # its own default
         with pytest.raises(ValueError, match="'once' cannot leave out a train point"):
             attribute(posterior, "loo", device="cpu", workers=1)
     finally:
@@ -204,9 +203,10 @@ def test_one_of_your_own_is_one_decorator(digits):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"members": 0}, "members: a posterior needs at least 1"),
+        ({"members": 0}, "members: 0 is not possible; input should be greater than or equal to 1"),
         ({"checkpoints": 4}, "checkpoints: 4 is not possible with 3 epochs"),
-        ({"vary": "all"}, "choose from init, batch, both"),
+        ({"vary": "all"}, "vary: 'all' is not possible; input should be 'init', 'batch' or 'both'"),
+        ({"stack": 0}, "stack: 0 is not possible; input should be greater than or equal to 1"),
     ],
 )
 def test_refusals(digits, options, message):
@@ -222,16 +222,17 @@ def test_refusals(digits, options, message):
         ("crossed", {"members": 10}, "members: 10 is no grid of 3 initialisations"),
         ("crossed", {"members": 3, "inits": 3}, "members: 3 is no grid of 3 initialisations"),
         ("swag", {"collect": 4}, "collect: 4 is not possible; it must be from 2 to the 3 epochs"),
-        ("sgld", {"step_size": 0}, "step_size: 0 is not possible; it must be above 0"),
-        ("sgld", {"step_size": float("inf")}, "step_size: inf is not possible; it must be above 0"),
+        ("sgld", {"step_size": 0}, "step_size: 0 is not possible; input should be greater than 0"),
+        ("sgld", {"step_size": float("inf")}, "step_size: inf is not possible; input should be a finite number"),
         ("crossed", {"members": 3}, "members: 3 is no grid of 2 initialisations"),
-        ("sgld", {"temperature": -1}, "temperature: -1 is not possible; it must be 0 or more"),
-        ("sghmc", {"friction": 1.5}, "friction: 1.5 is not possible; it must be above 0 and at most 1"),
-        ("sghmc", {"thin": 0}, "thin: 0 is not possible; it must be at least 1"),
-        ("laplace", {"subset": "first"}, "subset 'first' is not known; choose from last_layer, all"),
-        ("laplace", {"structure": "low"}, "structure 'low' is not known; choose from full, kron, diag"),
+        ("sgld", {"temperature": -1}, "temperature: -1 is not possible; input should be greater than or equal to 0"),
+        ("sghmc", {"friction": 1.5}, "friction: 1.5 is not possible; input should be less than or equal to 1"),
+        ("sghmc", {"friction": 0}, "friction: 0 is not possible; input should be greater than 0"),
+        ("sghmc", {"thin": 0}, "thin: 0 is not possible; input should be greater than or equal to 1"),
+        ("laplace", {"subset": "first"}, "subset: 'first' is not possible; input should be 'last_layer' or 'all'"),
+        ("laplace", {"structure": "low"}, "structure: 'low' is not possible; input should be 'full', 'kron' or 'diag'"),
         ("laplace", {"recipe": Recipe(weight_decay=0)}, "weight_decay: 0 leaves laplace without a prior"),
-        ("mc_dropout", {"checkpoints": 0}, "checkpoints: 0 is not possible; it must be at least 1"),
+        ("mc_dropout", {"checkpoints": 0}, "checkpoints: 0 is not possible; .* greater than or equal to 1"),
     ],
 )
 def test_refusals_of_options(digits, name, options, message):

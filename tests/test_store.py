@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from tdalib import Recipe, attributors, deep_ensemble, store
+from tdalib import Recipe, attributors, deep_ensemble, removals, result, store
 
 PARAMS = {"seed": 0}
 
@@ -14,7 +14,8 @@ PARAMS = {"seed": 0}
 @pytest.fixture
 def empty(digits):
     posterior = deep_ensemble("cnn2", digits, Recipe(epochs=2), members=3, checkpoints=2)
-    return store.template(posterior, {name: attributors.get(name) for name in ("loo", "gd")}, PARAMS)
+    methods = {name: attributors.get(name) for name in ("loo", "gd")}
+    return result.template(posterior, removals.every_point(digits.train), methods, PARAMS)
 
 
 def test_layout(empty, tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +13,10 @@ from torchvision.transforms.v2 import functional
 from torchvision.transforms.v2.functional import resize
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from tdalib import Recipe, attributors, data, deep_ensemble, experiment, models
+from tdalib import Recipe, attribute, attributors, data, deep_ensemble, models
 from tdalib.attributors.gradients import inner, loss_gradients, pairwise
-from tdalib.models.vit_lora import SHIPPED
-from tdalib.training import batch_order, losses, train
+from tdalib.models.vision_transformer import SHIPPED
+from tdalib.training import Training, batch_order, train
 
 RECIPE = Recipe(epochs=3, batch_size=4, schedule="linear")
 
@@ -86,7 +86,7 @@ def test_before_training_it_is_the_backbone(digits, lora):
 def test_adapters_on_query_and_value_and_the_classifier_are_all_that_is_trained(digits, lora):
     model = lora(digits, 0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    ((theta,),) = train(model, digits.x_train, digits.y_train, RECIPE, batch_order(6, RECIPE, 0), seed=0)
+    (((theta, _),),) = train(Training(model, digits, RECIPE, 0))
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == set(theta)
     blocks = len(model.peft.base_model.model.vit.layers)
@@ -133,7 +133,7 @@ def test_gradients_of_all_examples_are_autograds_one_by_one(digits, lora):
         loss = F.cross_entropy(torch.func.functional_call(draw.model, theta, (x[None],)), y[None])
         rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, theta.values())]))
     exact = torch.stack(rows).double()  # (n, P)
-    gradients = loss_gradients(draw, digits.x_train, digits.y_train, memory=1.0)
+    gradients = loss_gradients(draw, digits.train, memory=1.0)
     products = exact @ exact.T
     ours = pairwise(inner, gradients, gradients).double()
     torch.testing.assert_close(ours, products, rtol=1e-4, atol=1e-5 * products.max().item())
@@ -144,11 +144,11 @@ def test_a_point_in_no_batch_has_exactly_no_effect_with_dropout_on(digits, stack
     def order(*arguments):
         return [[batch[batch != 2] for batch in epoch] for epoch in batch_order(*arguments)]
 
-    monkeypatch.setattr(sys.modules["tdalib.samplers.deep_ensemble"], "batch_order", order)
+    monkeypatch.setattr("tdalib.training.one_by_one.batch_order", order)
     posterior = deep_ensemble("vit_lora", digits, RECIPE, members=1, checkpoints=2, stack=stack)
     dropouts = [m for m in posterior.draws(0)[0].model.modules() if isinstance(m, torch.nn.Dropout) and m.p == 0.1]
     assert len(dropouts) == 12
-    tau = experiment.attribute(posterior, "loo", workers=1).tau.isel(method=0)
+    tau = attribute(posterior, "loo", workers=1).tau.isel(method=0)
     assert (tau.isel(train=2) == 0).all() and (tau.isel(train=3) != 0).any()
 
 
@@ -158,8 +158,8 @@ def test_dropout_is_active_in_training_alone(digits):
     model.train()
     first, second = (torch.func.functional_call(model, theta, (digits.x_test,)) for _ in range(2))
     assert not torch.equal(first, second)
-    model.eval()
-    at = [losses(model, theta, digits.x_test, digits.y_test) for _ in range(2)]
+    (draw,) = deep_ensemble("vit_lora", digits, RECIPE, members=1, checkpoints=1).draws(0)
+    at = [replace(draw, theta=theta).losses(digits.test) for _ in range(2)]
     assert torch.equal(*at)
 
 
@@ -170,7 +170,7 @@ def test_the_frozen_beginning_is_computed_once(digits, monkeypatch):
         functional, "resize", lambda x, *rest, **options: seen.append(len(x)) or resize(x, *rest, **options)
     )
     posterior = deep_ensemble("vit_lora", digits, RECIPE, members=2, checkpoints=1)
-    result = experiment.attribute(posterior, sorted(attributors.METHODS), scheduler=None, workers=1)
+    result = attribute(posterior, sorted(attributors.METHODS), scheduler=None, workers=1)
     assert sum(seen) == 1 + len(digits.x_train) + len(digits.x_test)  # one to see that it is frozen
     (draw,) = posterior.draws(1)
     gd = attributors.grad_dot(draw, digits)  # on images
@@ -202,7 +202,7 @@ def test_a_beginning_that_is_trained_is_not_frozen(digits):
 
     posterior = deep_ensemble(lambda task, seed: Trained(), digits, RECIPE, members=1, checkpoints=1)
     with pytest.raises(ValueError, match="frozen_beginning has parameters that are trained"):
-        experiment.attribute(posterior, "gd")
+        attribute(posterior, "gd")
 
 
 def test_seeds_decide_adapters_and_classifier_but_not_the_backbone(digits):

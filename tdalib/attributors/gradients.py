@@ -8,14 +8,15 @@ A linear layer that sees one vector a per example has the gradient g aᵀ, so th
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vjp, vmap
+from torch.func import vjp, vmap
 
-from tdalib.samplers.posterior import Draw
-from tdalib.training import logits
+from tdalib.attributors.outer_products import outer_product_layers
+from tdalib.data import Points, of_each
+from tdalib.networks import forward_at
+from tdalib.samplers import Draw
 
 CHUNK_ROWS = 250  # rows under one vmap: larger is slower, the cache is then too small
 
@@ -30,7 +31,7 @@ class Rows:
 
 
 class Gradients:
-    """Gradients of ⟨v, f(x_i)⟩ over θ for the logits f and every cotangent v of example i, block by block.
+    """Gradients of ⟨v, f(x_i)⟩ over θ for the outputs f and every cotangent v of example i, block by block.
 
     Iteration gives pairs (slice of rows, Rows). Two blocks, their making and their products take about `memory`. A
     block that holds all examples is made once and kept, else blocks are made anew in every iteration.
@@ -38,24 +39,24 @@ class Gradients:
     Parameters
     ----------
     draw : Draw
-    x : Tensor, (n, ...)
-    cotangents : Tensor, (n, k, C)
+    points : Points
+    cotangents : Tensor, (n, k, ...)
+        k of each point, in the shape of the outputs.
     memory : float
         GB.
     """
 
-    def __init__(self, draw: Draw, x: Tensor, cotangents: Tensor, memory: float):
-        if not memory > 0:
-            raise ValueError(f"memory: {memory} is not possible; it must be above 0 (GB)")
-        self.draw, self.x, self.cotangents = draw, x, cotangents
-        self.layers = _outer_product_layers(draw, x)
+    def __init__(self, draw: Draw, points: Points, cotangents: Tensor, memory: float):
+        self.draw, self.points, self.cotangents = draw, points, cotangents
+        self.layers = outer_product_layers(draw, points)
         share, per_example = memory * 1e9 / 4, cotangents.shape[1]  # a block, the next, its parts, the products
         dense = sum(p.numel() for name, p in draw.theta.items() if name.rpartition(".")[0] not in self.layers)
         factors = sum(layer.in_features + layer.out_features for layer in self.layers.values())
-        rows = share / (x.element_size() * (dense + factors))
-        rows = min(rows, (share / (3 * x.element_size())) ** 0.5)  # of one block with another: three squares
+        size = points.dtype.itemsize
+        rows = share / (size * (dense + factors))
+        rows = min(rows, (share / (3 * size)) ** 0.5)  # of one block with another: three squares
         self.block = max(1, int(rows / per_example))
-        self.chunk = max(1, min(CHUNK_ROWS, examples_at_once(draw, x, memory)) // per_example)
+        self.chunk = max(1, min(CHUNK_ROWS, examples_at_once(draw, points, memory)) // per_example)
         self.whole = None
 
     def __len__(self) -> int:
@@ -63,46 +64,40 @@ class Gradients:
 
     def __iter__(self) -> Iterator[tuple[slice, Rows]]:
         k, first = self.cotangents.shape[1], 0
-        for x, cotangents in zip(self.x.split(self.block), self.cotangents.split(self.block), strict=True):
-            rows = self.whole or _rows(self.draw, self.layers, x, cotangents, self.chunk)
-            if len(x) == len(self.x):
+        for points, cotangents in zip(self.points.split(self.block), self.cotangents.split(self.block), strict=True):
+            rows = self.whole or _rows(self.draw, self.layers, points, cotangents, self.chunk)
+            if len(points) == len(self.points):
                 self.whole = rows
-            yield slice(first, first := first + len(x) * k), rows
+            yield slice(first, first := first + len(points) * k), rows
 
 
-def examples_at_once(draw: Draw, x: Tensor, memory: float) -> int:
-    """How many examples can go forward and back in a quarter of `memory` GB, by the outputs of the model's layers."""
+def examples_at_once(draw: Draw, points: Points, memory: float) -> int:
+    """How many examples can go forward and back in a quarter of `memory` GB, by the outputs of the network's layers."""
     sizes = []
     with ExitStack() as hooks, torch.no_grad():
         for module in draw.model.modules():
             hooks.enter_context(module.register_forward_hook(lambda _, __, output: sizes.append(_numel(output))))
-        draw.model(x[:1])
-    return max(1, int(memory * 1e9 / 4 / (4 * x.element_size() * sum(sizes))))
+        draw(points[:1].inputs)
+    return max(1, int(memory * 1e9 / 4 / (4 * points.dtype.itemsize * sum(sizes))))
 
 
-def loss_gradients(draw: Draw, x: Tensor, y: Tensor, memory: float) -> Gradients:
-    """∇L of every example at the draw: one row each."""
-    return Gradients(draw, x, residuals(draw, x, y)[:, None], memory)
-
-
-def residuals(draw: Draw, x: Tensor, y: Tensor) -> Tensor:
-    """∂L/∂logits = p − e_y of every example, (b, C).
-
-    The entry of the label is minus the sum of the others: p_y − 1 would cancel where the network is sure.
-    """
-    others = logits(draw.model, draw.theta, x).double().softmax(1)
-    others[torch.arange(len(y)), y] = 0
-    others[torch.arange(len(y)), y] = -others.sum(1)
-    return others.to(x.dtype)
+def loss_gradients(draw: Draw, points: Points, memory: float) -> Gradients:
+    """∇L of every point at the draw: one row each."""
+    return Gradients(draw, points, draw.residuals(points)[:, None], memory)
 
 
 def pairwise(product: Callable[[Rows, Rows], Tensor], left: Gradients, right: Gradients) -> Tensor:
     """`product` (`inner` or `cosine`) of all rows with all rows, (left, right)."""
-    products = left.x.new_empty(len(left), len(right))
+    products = left.cotangents.new_empty(len(left), len(right))
     for i, a in left:
         for j, b in right:
             products[i, j] = product(a, b)
     return products
+
+
+def norms(gradients: Gradients) -> Tensor:
+    """Lengths of all rows."""
+    return torch.cat([_norms(rows) for _, rows in gradients])
 
 
 def inner(left: Rows, right: Rows) -> Tensor:
@@ -129,60 +124,33 @@ def _norms(rows: Rows) -> Tensor:
     return square.sqrt().flatten()
 
 
-def _rows(draw: Draw, layers: dict[str, nn.Linear], x: Tensor, cotangents: Tensor, chunk: int) -> Rows:
+def _rows(draw: Draw, layers: dict[str, nn.Linear], points: Points, cotangents: Tensor, chunk: int) -> Rows:
     dense = {name: p for name, p in draw.theta.items() if name.rpartition(".")[0] not in layers}
 
-    def one(xi, vi):  # vi (k, C)
+    def one(xi, vi):  # vi (k, ...)
         def forward(dense, shift):
             seen = {}
             with ExitStack() as hooks:
                 for name, layer in layers.items():
                     hooks.enter_context(layer.register_forward_hook(_tap(name, shift, seen)))
-                output = functional_call(draw.model, draw.theta | dense, (xi[None],))[0]
+                one_point = of_each(lambda x: x[None], xi)
+                output = forward_at(draw.model, draw.rest | draw.theta | dense, one_point)[0]
             return output, seen
 
-        shift = {name: xi.new_zeros(layer.out_features) for name, layer in layers.items()}
+        shift = {name: vi.new_zeros(layer.out_features) for name, layer in layers.items()}
         _, pull, seen = vjp(forward, dense, shift, has_aux=True)
         by_dense, by_output = vmap(pull)(vi)
         flat = [g.flatten(1) for g in by_dense.values()]  # (k, size)
         return torch.cat(flat, 1) if flat else vi.new_zeros(len(vi), 0), seen, by_output
 
-    parts = [vmap(one)(*pair) for pair in zip(x.split(chunk), cotangents.split(chunk), strict=True)]
+    chunks = zip(points.split(chunk), cotangents.split(chunk), strict=True)
+    parts = [vmap(one)(some.inputs, of_them) for some, of_them in chunks]
     inputs = {name: torch.cat([seen[name] for _, seen, _ in parts]) for name in layers}
     return Rows(
         dense=torch.cat([part for part, _, _ in parts]),
         inputs={name: _with_bias(a) if f"{name}.bias" in draw.theta else a for name, a in inputs.items()},
         outputs={name: torch.cat([by_output[name] for _, _, by_output in parts]) for name in layers},
     )
-
-
-def _outer_product_layers(draw: Draw, x: Tensor) -> dict[str, nn.Linear]:
-    """Linear layers that are called once, on one vector per example, and whose trained weights serve nothing else."""
-    pair = torch.cat([x[:1], x[:1]])
-    layers = {
-        name: module
-        for name, module in draw.model.named_modules()
-        if type(module) is nn.Linear and f"{name}.weight" in draw.theta
-    }
-    calls = {name: [] for name in layers}
-    with ExitStack() as hooks, torch.no_grad():
-        for name, layer in layers.items():
-            note = partial(lambda seen, _, args, __: seen.append(args[0].shape[:-1]), calls[name])
-            hooks.enter_context(layer.register_forward_hook(note))
-        draw.model(pair)
-    return {name: m for name, m in layers.items() if calls[name] == [(2,)] and not _used_elsewhere(draw, name, m, pair)}
-
-
-def _used_elsewhere(draw: Draw, name: str, layer: nn.Linear, x: Tensor) -> bool:
-    """Whether a layer's parameters reach the output by another way than its call: NaN in their place would show."""
-    spoiled = {key: torch.full_like(p, torch.nan) for key, p in draw.theta.items() if key.rpartition(".")[0] == name}
-    true = {key.rpartition(".")[2]: draw.theta[key] for key in spoiled}
-
-    def repair(_, args, __):
-        return nn.functional.linear(args[0], true["weight"], true.get("bias", layer.bias))
-
-    with layer.register_forward_hook(repair), torch.no_grad():
-        return not functional_call(draw.model, draw.theta | spoiled, (x,)).isfinite().all()
 
 
 def _numel(output) -> int:

@@ -1,33 +1,53 @@
-"""The methods by name, with the unit of their τ."""
+"""The methods by name, with their scope, the unit of their τ, and what a removed set of points is to them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
+
+from tdalib.objectives import Objective
+from tdalib.registry import Registry
+
+SCOPES = ("draw", "run", "posterior", "retrain")
 
 
 @dataclass(frozen=True)
 class Method:
-    """An attributor: its function, the unit of its τ, and whether it retrains (the ground truth) or estimates."""
+    """An attributor.
 
+    Attributes
+    ----------
+    name : str
+    function : callable
+        By scope: (draw, task) → (train point, test); (run, task) → (draw, train point, test); (members, task) →
+        (member or draw, train point, test), members a list of lists of draws; (posterior, member, weights) → losses
+        (draw, removal, test).
+    unit : str
+        Of its τ; "{loss}" in it stands for the objective's unit.
+    scope : {"draw", "run", "posterior", "retrain"}
+        What it sees. One with the scope "retrain" trains again, and gives losses; the others estimate.
+    sets : {"sum", "own"} or None
+        What τ of a set of points is: the sum of τ of its points; what the function gives by itself, which then takes
+        `removed`, a list of the positions in each set; or nothing, and sets are refused.
+    """
+
+    name: str
     function: Callable
     unit: str
-    retrains: bool = False
+    scope: Literal["draw", "run", "posterior", "retrain"] = "draw"
+    sets: Literal["sum", "own"] | None = None
+
+    def __post_init__(self):
+        if self.scope not in SCOPES:
+            raise ValueError(f"scope {self.scope!r} is not known; choose from {', '.join(SCOPES)}")
+
+    @property
+    def retrains(self) -> bool:
+        return self.scope == "retrain"
+
+    def unit_of(self, objective: Objective) -> str:
+        """The unit of τ for an objective."""
+        return self.unit.replace("{loss}", objective.unit)
 
 
-METHODS: dict[str, Method] = {}
-
-
-def register(name: str, *, unit: str, retrains: bool = False):
-    """Decorator: make an attributor known as `name`."""
-
-    def decorate(function):
-        METHODS[name] = Method(function, unit, retrains)
-        return function
-
-    return decorate
-
-
-def get(name: str) -> Method:
-    """The method called `name`."""
-    if name not in METHODS:
-        raise ValueError(f"method {name!r} is not known; choose from {', '.join(sorted(METHODS))}")
-    return METHODS[name]
+METHODS = Registry("method", Method)
+register, get = METHODS.register, METHODS.find

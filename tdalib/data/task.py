@@ -1,5 +1,6 @@
-"""Tasks: the images, labels and indices that everything else is a function of; and your own arrays as one."""
+"""Tasks: the points and the objective that everything else is a function of; and your own arrays as one."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
@@ -7,69 +8,110 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tdalib import objectives
+from tdalib.data.points import Inputs, Points, of_each, tensors
+from tdalib.objectives import Objective
 
-@dataclass(frozen=True)
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True, eq=False)
 class Task:
-    """A classification task: n train and m test points.
+    """What is learned and what is asked about.
 
     Attributes
     ----------
-    x_train, x_test : Tensor, (n, ...) and (m, ...), float
-        Images are (n, channels, height, width).
-    y_train, y_test : Tensor, (n,) and (m,), int64
-        Labels 0 … classes − 1.
-    train_index, test_index : ndarray, (n,) and (m,), int64
-        Positions in the source, so that a point can be found again.
-    classes : tuple of str
+    train, test : Points
+    objective : Objective
+        What networks are trained on, and what τ is about.
     name : str
+    classes : tuple of str
+        Names of the targets 0, 1, …, where these are classes.
     """
 
-    x_train: Tensor
-    y_train: Tensor
-    x_test: Tensor
-    y_test: Tensor
-    train_index: np.ndarray
-    test_index: np.ndarray
-    classes: tuple[str, ...]
+    train: Points
+    test: Points
+    objective: Objective
     name: str
+    classes: tuple[str, ...] = ()
 
-    def to(self, device: str) -> "Task":
-        """The same task with its points and labels on `device`."""
-        moved = {key: getattr(self, key).to(device) for key in ("x_train", "y_train", "x_test", "y_test")}
-        return replace(self, **moved)
+    @property
+    def x_train(self) -> Inputs:
+        return self.train.inputs
+
+    @property
+    def y_train(self) -> Tensor:
+        return self.train.targets
+
+    @property
+    def x_test(self) -> Inputs:
+        return self.test.inputs
+
+    @property
+    def y_test(self) -> Tensor:
+        return self.test.targets
+
+    @property
+    def train_index(self) -> np.ndarray:
+        return self.train.labels["index"]
+
+    @property
+    def test_index(self) -> np.ndarray:
+        return self.test.labels["index"]
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs a network needs: one for each class, or one for each number of a target."""
+        return len(self.classes) or self.y_train[0].numel()
+
+    def to(self, where: str | torch.dtype) -> "Task":
+        """The same task on another device, or with another type of its floats."""
+        return replace(self, train=self.train.to(where), test=self.test.to(where))
 
     def first(self, train: int | None = None, test: int | None = None) -> "Task":
         """The same task with its first train and test points alone; None: all of them."""
-        return replace(
-            self,
-            **{key: getattr(self, key)[:train] for key in ("x_train", "y_train", "train_index")},
-            **{key: getattr(self, key)[:test] for key in ("x_test", "y_test", "test_index")},
-        )
+        return replace(self, train=self.train[:train], test=self.test[:test])
 
     def fingerprint(self) -> str:
-        """SHA-256 over all points and labels, their shapes and types: one fingerprint, the same data."""
+        """SHA-256 over all points and targets, their shapes and types: one fingerprint, the same data."""
         digest = sha256()
-        for array in map(np.ascontiguousarray, (self.x_train, self.y_train, self.x_test, self.y_test)):
-            digest.update(f"{array.shape} {array.dtype} ".encode() + array.tobytes())
+        for inputs in (self.x_train, self.y_train, self.x_test, self.y_test):
+            for array in map(np.ascontiguousarray, tensors(inputs)):
+                digest.update(f"{array.shape} {array.dtype} ".encode() + array.tobytes())
         return digest.hexdigest()
 
 
 def from_arrays(
-    x_train, y_train, x_test, y_test, *, classes=None, train_index=None, test_index=None, name="arrays"
+    x_train,
+    y_train,
+    x_test,
+    y_test,
+    *,
+    classes=None,
+    train_index=None,
+    test_index=None,
+    labels: dict[str, tuple] | None = None,
+    objective: str | Objective | Callable | None = None,
+    name="arrays",
 ) -> Task:
     """A task from your own arrays.
 
     Parameters
     ----------
-    x_train, x_test : array, (n, ...) and (m, ...)
+    x_train, x_test : array or dict of arrays, (n, ...) and (m, ...)
         uint8 images, (n, height, width) or (n, height, width, 1 or 3), are scaled to [−1, 1] (mean 0.5 and standard
         deviation 0.5 per channel, as in the paper). Floats are taken as they are, float32 unless float64; float
-        images are (n, channels, height, width).
-    y_train, y_test : int array, (n,) and (m,)
+        images are (n, channels, height, width). Integers, such as token ids, stay integers.
+    y_train, y_test : array, (n,) or (n, ...), and alike for m
+        Whole numbers are classes from 0; floats are values to be met, (n,) is taken as (n, 1).
     classes : sequence of str, optional
         Names; by default as many numbers as y_train has classes.
     train_index, test_index : int array, optional
         Positions in the source; by default 0, 1, 2, …
+    labels : dict, optional
+        Name → (array of the train points, array of the test points): what else is known of each point.
+    objective : str, Objective or (outputs, targets) → (points,), optional
+        By default cross_entropy for classes and squared_error for floats.
 
     Raises
     ------
@@ -77,83 +119,128 @@ def from_arrays(
         Shapes that do not fit, a value that is not finite, a label out of range, a class without a train point,
         one class alone.
     """
-    x_train, y_train, x_test, y_test = map(np.asarray, (x_train, y_train, x_test, y_test))
-    for x, y, split in ((x_train, y_train, "train"), (x_test, y_test, "test")):
-        check_points(x, f"x_{split}")
-        check_labels(y, len(x), f"y_{split}")
-    if x_train.shape[1:] != x_test.shape[1:] or x_train.dtype != x_test.dtype:
-        train, test = (f"{x.dtype} of shape {x.shape[1:]}" for x in (x_train, x_test))
-        raise ValueError(f"points of x_train are {train}, those of x_test are {test}; they must be alike")
-    classes = class_names(classes, y_train)
-    if len(classes) < 2:
-        raise ValueError("all points are of one class; a classifier needs two or more")
-    class_counts(y_train, classes, "train")
-    _check_range(y_test, classes, "test")
-    return Task(
-        x_train=_floats(x_train),
-        y_train=torch.as_tensor(y_train.astype(np.int64)),
-        x_test=_floats(x_test),
-        y_test=torch.as_tensor(y_test.astype(np.int64)),
-        train_index=positions(train_index, len(x_train), "train_index"),
-        test_index=positions(test_index, len(x_test), "test_index"),
-        classes=classes,
-        name=name,
-    )
+    x, y = {"train": x_train, "test": x_test}, {"train": np.asarray(y_train), "test": np.asarray(y_test)}
+    index = {"train": train_index, "test": test_index}
+    points = {split: _points(x[split], y[split], index[split], split) for split in SPLITS}
+    for key, part in (("x", "inputs"), ("y", "targets")):
+        train, test = (_layout(getattr(points[split], part)) for split in SPLITS)
+        if train != test:
+            raise ValueError(f"points of {key}_train are {train}, those of {key}_test are {test}; they must be alike")
+    names = _class_names(classes, y["train"]) if are_classes(y["train"]) else ()
+    for split in SPLITS if names else ():
+        check_range(y[split], names, split)
+        points[split].labels["label"] = y[split].astype(np.int64)
+        points[split].labels["class"] = np.array(names, object)[y[split]]
+    if names:
+        class_counts(y["train"], names, "train")
+    for key, of_splits in (labels or {}).items():
+        for split, values in zip(SPLITS, of_splits, strict=True):
+            points[split].labels[key] = _label(values, len(y[split]), f"labels[{key!r}]")
+    return Task(**points, objective=_objective(objective, y["train"]), name=name, classes=names)
 
 
-def check_points(x, key):
-    if x.ndim < 2 or len(x) == 0:
-        raise ValueError(f"{key} has shape {x.shape}; it needs at least one point and one feature axis")
-    if x.dtype == np.uint8:
-        if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)):
-            raise ValueError(f"{key}: uint8 images need shape (n, height, width) or (n, height, width, 1 or 3)")
-    elif x.dtype.kind != "f":
-        raise ValueError(f"{key} holds {x.dtype}; give uint8 images or floats")
-    elif len(bad := np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))):
-        raise ValueError(f"{key}[{bad[0]}] has a value that is not finite; every value must be a number")
+def are_classes(targets: np.ndarray) -> bool:
+    """Whether targets are classes: one whole number a point."""
+    return targets.dtype.kind in "iu" and targets.ndim == 1
 
 
-def check_labels(y, count, key):
-    if y.shape != (count,):
-        raise ValueError(f"{key} has shape {y.shape}; it needs one label for each of {count} points")
-    if y.dtype.kind not in "iu" or y.min() < 0:
-        raise ValueError(f"{key} must hold whole numbers, 0 for the first class")
+def check_range(targets: np.ndarray, classes: Sequence[str], split: str) -> None:
+    """Refuse a label for which there is no class."""
+    if targets.max() >= len(classes):
+        raise ValueError(f"y_{split} has the label {targets.max()}; the classes are 0 to {len(classes) - 1}")
 
 
-def class_names(classes, labels) -> tuple[str, ...]:
-    count = int(labels.max()) + 1
-    if count > len(labels):
-        raise ValueError(
-            f"y_train has the label {count - 1} but only {len(labels)} points; every class needs at least one"
-        )
-    return tuple(map(str, range(count) if classes is None else np.atleast_1d(classes)))
-
-
-def _check_range(labels, classes, split):
-    if labels.max() >= len(classes):
-        raise ValueError(f"y_{split} has the label {labels.max()}; the classes are 0 to {len(classes) - 1}")
-
-
-def class_counts(labels, classes, split) -> np.ndarray:
+def class_counts(targets: np.ndarray, classes: Sequence[str], split: str) -> np.ndarray:
     """Points per class; none may be empty."""
-    _check_range(labels, classes, split)
-    counts = np.bincount(labels, minlength=len(classes))
+    counts = np.bincount(targets, minlength=len(classes))
     if (counts == 0).any():
         label = int(counts.argmin())
         raise ValueError(f"class {label} ({classes[label]!r}) has no {split} point; every class needs at least one")
     return counts
 
 
-def _floats(x) -> Tensor:
+def _points(x, targets: np.ndarray, index, split: str) -> Points:
+    """Points of one split, whatever is wrong with them alone refused."""
+    arrays = {f"x_{split}[{key!r}]": part for key, part in x.items()} if isinstance(x, dict) else {f"x_{split}": x}
+    for key, part in arrays.items():
+        part = np.asarray(part)
+        _check_inputs(part, key, axes=1 if isinstance(x, dict) else 2)
+        if targets.shape[:1] != (len(part),):
+            raise ValueError(f"y_{split} has shape {targets.shape}; it needs one label for each of {len(part)} points")
+    if targets.dtype.kind not in "fiu" or (are_classes(targets) and targets.min() < 0):
+        raise ValueError(f"y_{split} must hold whole numbers, 0 for the first class, or floats")
+    if not np.isfinite(targets).all():
+        raise ValueError(f"y_{split} has a value that is not finite; every target must be a number")
+    inputs = of_each(lambda part: _tensor(np.asarray(part)), x)
+    floats = next((part.dtype for part in tensors(inputs) if part.is_floating_point()), torch.float32)
+    index = _label(np.arange(len(targets)) if index is None else index, len(targets), f"{split}_index")
+    if index.dtype.kind not in "iu":
+        raise ValueError(f"{split}_index must hold one whole number for each of {len(targets)} points")
+    return Points(inputs, _target_tensor(targets, floats), {"index": index.astype(np.int64)})
+
+
+def _check_inputs(x: np.ndarray, key: str, axes: int) -> None:
+    if x.ndim < axes or len(x) == 0:
+        raise ValueError(f"{key} has shape {x.shape}; it needs at least one point and one feature axis")
+    if x.dtype == np.uint8:
+        if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)):
+            raise ValueError(f"{key}: uint8 images need shape (n, height, width) or (n, height, width, 1 or 3)")
+    elif x.dtype.kind not in "fiub":
+        raise ValueError(f"{key} holds {x.dtype}; give uint8 images, floats or integers")
+    elif len(bad := np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))):
+        raise ValueError(f"{key}[{bad[0]}] has a value that is not finite; every value must be a number")
+
+
+def _class_names(classes, targets: np.ndarray) -> tuple[str, ...]:
+    count = int(targets.max()) + 1
+    if count > len(targets):
+        raise ValueError(
+            f"y_train has the label {count - 1} but only {len(targets)} points; every class needs at least one"
+        )
+    names = tuple(map(str, range(count) if classes is None else np.atleast_1d(classes)))
+    if len(names) < 2:
+        raise ValueError("all points are of one class; a classifier needs two or more")
+    return names
+
+
+def _objective(objective, targets: np.ndarray) -> Objective:
+    if objective is None:
+        if targets.dtype.kind != "f" and not are_classes(targets):
+            raise ValueError(f"y_train holds whole numbers of shape {targets.shape[1:]} a point; name the objective")
+        objective = "cross_entropy" if are_classes(targets) else "squared_error"
+    known = objectives.get(objective)
+    if known.likelihood == "classification" and not are_classes(targets):
+        raise ValueError(f"objective {known.name!r} needs classes as targets, whole numbers of shape (n,)")
+    return known
+
+
+def _label(values, count: int, key: str) -> np.ndarray:
+    values = np.asarray(values)
+    if values.shape != (count,):
+        raise ValueError(f"{key} has shape {values.shape}; it needs one whole number or label for each of {count} points")
+    return values.astype(object) if values.dtype.kind in "US" else values
+
+
+def _layout(inputs: Inputs) -> str:
+    """Type and shape of a point, in words."""
+    if isinstance(inputs, dict):
+        return ", ".join(f"{key}: {_layout(x)}" for key, x in sorted(inputs.items()))
+    return f"{str(inputs.dtype).removeprefix('torch.')} of shape {tuple(inputs.shape[1:])}"
+
+
+def _tensor(x: np.ndarray) -> Tensor:
     if x.dtype == np.uint8:
         x = x[..., None] if x.ndim == 3 else x
         x = (np.moveaxis(x, -1, 1) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
-    x = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float64 if x.dtype == np.float64 else np.float32))
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x  # the faster layout on CPUs
+    kept = {"f": np.float64 if x.dtype == np.float64 else np.float32, "i": np.int64, "u": np.int64, "b": bool}
+    x = torch.from_numpy(np.ascontiguousarray(x, dtype=kept[x.dtype.kind]))
+    images = x.ndim == 4 and x.is_floating_point()
+    return x.contiguous(memory_format=torch.channels_last) if images else x  # the faster layout on CPUs
 
 
-def positions(index, count, key) -> np.ndarray:
-    index = np.arange(count) if index is None else np.asarray(index)
-    if index.shape != (count,) or index.dtype.kind not in "iu":
-        raise ValueError(f"{key} must hold one whole number for each of {count} points")
-    return index.astype(np.int64)
+def _target_tensor(targets: np.ndarray, floats: torch.dtype) -> Tensor:
+    """Targets as a tensor: whole numbers, or floats of the inputs' type with one axis at least."""
+    if targets.dtype.kind in "iu":
+        return torch.as_tensor(targets.astype(np.int64))
+    targets = torch.as_tensor(targets.astype(np.float64)).to(floats)
+    return targets[:, None] if targets.ndim == 1 else targets

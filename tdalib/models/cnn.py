@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from tdalib.data import Task
-from tdalib.models.registry import register
+from tdalib.models.network_functions import register
 
 
 @register("cnn2")
@@ -15,7 +15,7 @@ def cnn2(task: Task, seed: int) -> nn.Module:
 
     Source: Nguyen et al. 2023, arXiv:2305.19765, appendix.
     """
-    kernel = 3 if task.x_train.shape[1] == 1 else 5
+    kernel = 3 if _channels("cnn2", task) == 1 else 5
     return _cnn("cnn2", task, channels=(32, 64), kernel=kernel, paddings=(0, 0), hidden=128)
 
 
@@ -28,13 +28,18 @@ def cnn3(task: Task, seed: int) -> nn.Module:
 
     Source: Nguyen et al. 2023, arXiv:2305.19765, appendix.
     """
-    paddings = (0, 2, 2) if task.x_train.shape[1] == 1 else (0, 0, 2)
+    paddings = (0, 2, 2) if _channels("cnn3", task) == 1 else (0, 0, 2)
     return _cnn("cnn3", task, channels=(32, 64, 128), kernel=3, paddings=paddings, hidden=256)
 
 
+def _channels(name: str, task: Task) -> int:
+    shape = tuple(getattr(task.x_train, "shape", ()))
+    if len(shape) != 4 or not task.x_train.is_floating_point():
+        raise ValueError(f"{name} needs images (n, channels, height, width); the task has {shape or 'a dict'}")
+    return shape[1]
+
+
 def _cnn(name: str, task: Task, channels, kernel: int, paddings, hidden: int) -> nn.Sequential:
-    if task.x_train.ndim != 4:
-        raise ValueError(f"{name} needs images (n, channels, height, width); the task has {tuple(task.x_train.shape)}")
     before, *image = task.x_train.shape[1:]
     sides, layers = image, []
     for after, padding in zip(channels, paddings, strict=True):
@@ -42,8 +47,9 @@ def _cnn(name: str, task: Task, channels, kernel: int, paddings, hidden: int) ->
         before, sides = after, [(side + 2 * padding - kernel + 1) // 2 for side in sides]
         if min(sides) < 1:
             raise ValueError(f"{name}: images of {image[0]} × {image[1]} are too small for its convolutions")
+    outputs = max(10, task.outputs) if task.classes else task.outputs
     layers += [ImageFlatten(), nn.Linear(before * sides[0] * sides[1], hidden), nn.GELU()]
-    return nn.Sequential(*layers, nn.Linear(hidden, max(10, len(task.classes))))
+    return nn.Sequential(*layers, nn.Linear(hidden, outputs))
 
 
 class ImageGELU(nn.GELU):

@@ -1,60 +1,69 @@
-"""What every sampler gives: a posterior of members, each a list of draws with provenance."""
+"""A posterior: members × checkpoints draws, each a pure function of the seeds, under any weights of the points."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import wraps
 from hashlib import sha256
+from inspect import Signature, signature
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from tdalib import models
 from tdalib.data import Task
-from tdalib.training import EVAL_BATCH, Recipe, Theta
+from tdalib.networks import State, Theta, in_batches
+from tdalib.options import Count, Natural
+from tdalib.registry import Registry
+from tdalib.samplers.draw import Draw
+from tdalib.training import Recipe, Training
 
 GPU_STACK = 100  # retrainings trained at once on a GPU
 INIT, BATCH, NOISE = 0, 1, 2  # roles of a seed
 
-SAMPLERS: dict[str, Callable[..., "Posterior"]] = {}
+SAMPLERS = Registry("sampler")
+get = SAMPLERS.find
 
 
-def register(name: str):
-    """Decorator: make a function (model, task, recipe, *, members, checkpoints, seed, **options) → Posterior known."""
+def register(name: str, *, checkpoints: int = 5):
+    """Decorator: make a sampler known, with its default of `checkpoints`.
+
+    The function (posterior, **options) → Posterior completes one that has all but what is the sampler's own. Known as
+    `name` is (model, task, recipe, *, members, checkpoints, seed, stack, **options) → Posterior.
+    """
 
     def decorate(function):
-        @wraps(function)
-        def named(*arguments, **options) -> Posterior:
-            return replace(function(*arguments, **options), sampler=name)
+        def sampler(
+            model: str | Callable | nn.Module,
+            task: Task,
+            recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
+            *,
+            members: Count = 10,
+            checkpoints: Count = checkpoints,
+            seed: Natural = 0,
+            stack: Count | None = None,
+            **options,
+        ) -> Posterior:
+            build, each = models.get(model), independent(seed, members)
+            start = Posterior(task, build, recipe, each, checkpoints, seed=seed, stack=stack, sampler=name)
+            return function(start, **options).checked()
 
-        SAMPLERS[name] = named
-        return named
+        sampler.__name__, sampler.__qualname__ = function.__name__, function.__qualname__
+        sampler.__module__, sampler.__doc__ = function.__module__, function.__doc__ + COMMON
+        own = [p for p in signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        shared = [p for p in signature(sampler).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        sampler.__signature__ = Signature([*shared, *own], return_annotation=Posterior)
+        return SAMPLERS.register(name)(sampler)
 
     return decorate
 
 
-def get(name: str) -> Callable[..., "Posterior"]:
-    """The sampler called `name`."""
-    if name not in SAMPLERS:
-        raise ValueError(f"sampler {name!r} is not known; choose from {', '.join(sorted(SAMPLERS))}")
-    return SAMPLERS[name]
-
-
-@dataclass(frozen=True)
-class Draw:
-    """One θ ~ p(θ|D) with its provenance.
-
-    `model` is the network in eval mode, which draws of a member may share: its own weights are not θ, which goes in by
-    `torch.func.functional_call(draw.model, draw.theta, (x,))`.
-    """
-
-    theta: Theta
-    model: nn.Module
-    recipe: Recipe
-    member: int
-    checkpoint: int  # counted from 1: the epoch, or the draw within its member
-    init_seed: int
-    batch_seed: int
+COMMON = """
+    As for every sampler: `model` is a name, a network or a function (task, seed) → nn.Module; `members` counts the
+    independent trainings, and `checkpoints` the draws of each; `stack` is how many retrainings are trained as one with
+    `torch.func.vmap`, faster on a GPU and slower on a CPU (1: one by one; by default 1 on a CPU and 100 on a GPU;
+    `attribute` makes stacks of whole blocks of 25, and of θ itself).
+"""
 
 
 @dataclass(frozen=True)
@@ -76,58 +85,71 @@ class Member:
         return cls(index, derive_seed(seed, init, INIT), derive_seed(seed, batch, BATCH))
 
 
+def independent(seed: int, members: int) -> tuple[Member, ...]:
+    """Members of which each has another initialisation and another batch order."""
+    return tuple(Member.of(seed, k) for k in range(members))
+
+
 @dataclass(frozen=True)
 class Posterior:
-    """p(θ|D) as members × checkpoints draws, each a pure function of the seeds: nothing runs until `draws` is called.
+    """p(θ|D) as members × checkpoints draws: nothing is trained until `draws` is called.
 
     Attributes
     ----------
     task : Task
-    model : (task, seed) → nn.Module
-    recipe : Recipe
+    build : (task, seed) → nn.Module
+        The network with its initial weights.
+    recipe : Recipe, or None where it is not known
     members : tuple of Member
     checkpoints : int
         Draws per member.
-    run : (posterior, member, without, **options) → iterator over lists of Draw, one list for each entry of `without`
+    sample : (posterior, member, weights, **options) → iterator over lists of Draw, one list for each row of weights
     options : dict
-        What `run` needs to know beside.
-    kind : {"epochs", "chain", "independent"}
-        What the draws of a member are: θ after the last epochs of its training, states of a Markov chain, or
-        independent draws around one mode.
+        What `sample` needs to know beside.
+    seed : int
+        From which the members' seeds follow.
+    kind : {"epochs", "chain", "independent", "finished"}
+        What the draws of a member are: θ after the last epochs of its training, states of a Markov chain, independent
+        draws around one mode, or what was trained elsewhere.
     stack : int, optional
         Retrainings in a stack, see `stacked`.
+    renormalise : bool
+        Whether a batch's loss is divided by its kept weight, not by its size.
     sampler : str
         Its name; `register` fills it in.
     """
 
     task: Task
-    model: Callable[[Task, int], nn.Module]
-    recipe: Recipe
+    build: Callable[[Task, int], nn.Module]
+    recipe: Recipe | None
     members: tuple[Member, ...]
     checkpoints: int
-    run: Callable[..., Iterator[list[Draw]]]
+    sample: Callable[..., Iterator[list[Draw]]] | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    kind: Literal["epochs", "chain", "independent"] = "epochs"
+    kind: Literal["epochs", "chain", "independent", "finished"] = "epochs"
+    seed: int = 0
     stack: int | None = None
+    renormalise: bool = False
     sampler: str = ""
 
-    def __post_init__(self):
-        if not self.members:
-            raise ValueError("members: a posterior needs at least 1")
-        if self.checkpoints < 1:
-            raise ValueError(f"checkpoints: {self.checkpoints} is not possible; it must be at least 1")
+    def checked(self) -> "Posterior":
+        """The same posterior, if it can be sampled."""
         if self.kind == "epochs" and self.checkpoints > self.recipe.epochs:
             raise ValueError(f"checkpoints: {self.checkpoints} is not possible with {self.recipe.epochs} epochs")
-        if self.stack is not None and self.stack < 1:
-            raise ValueError(f"stack: {self.stack} is not possible; it must be at least 1")
+        return self
 
-    def draws(self, member: int, without: int | None = None) -> list[Draw]:
-        """The draws of one member; with `without`, those it would have given had that train point weighed nothing."""
-        return next(self.draws_without(member, [without]))
+    def training(self, member: Member) -> Training:
+        """The training of a member, from its own initialisation in its own batch order."""
+        network = self.build(self.task, member.init_seed)
+        return Training(network, self.task, self.recipe, member.batch_seed, self.renormalise)
 
-    def draws_without(self, member: int, points: Sequence[int | None]) -> Iterator[list[Draw]]:
-        """The draws of one member without each point in turn, every random number as it was; None: without none."""
-        return self.run(self, self.members[member], points, **self.options)
+    def draws(self, member: int, weight: Tensor | None = None) -> list[Draw]:
+        """The draws of one member; with `weight` (point,), those it would have given had the points weighed so."""
+        return next(self.draws_under(member, torch.ones(1, len(self.task.train)) if weight is None else weight[None]))
+
+    def draws_under(self, member: int, weights: Tensor) -> Iterator[list[Draw]]:
+        """The draws of one member under each row of `weights` (removal, point), every random number as it was."""
+        return self.sample(self, self.members[member], weights, **self.options)
 
     @property
     def numbers(self) -> range:
@@ -135,46 +157,48 @@ class Posterior:
         last = self.recipe.epochs if self.kind == "epochs" else self.checkpoints
         return range(last - self.checkpoints + 1, last + 1)
 
+    def made(self, member: Member, network: nn.Module, states: Iterable[State]) -> list[Draw]:
+        """The draws of a member that has these states, numbered; `network` is in eval mode."""
+        facts = network, self.task.objective, self.recipe, member.index
+        return [
+            Draw(state.theta, state.rest, *facts, number, member.init_seed, member.batch_seed)
+            for number, state in zip(self.numbers, states, strict=True)
+        ]
+
     def around(self, mode: Draw, thetas: Iterable[Theta]) -> list[Draw]:
-        """The draws of a member that has these θ, numbered; the rest of their provenance is that of `mode`."""
+        """The draws of a member that has these θ, numbered; all else is that of `mode`."""
         return [replace(mode, theta=theta, checkpoint=k) for k, theta in zip(self.numbers, thetas, strict=True)]
 
     @property
     def stacked(self) -> int:
         """Retrainings that are trained as one stack; 1: one by one. By default 1 on a CPU and GPU_STACK on a GPU."""
-        return self.stack or (GPU_STACK if self.task.x_train.is_cuda else 1)
-
-    def to(self, device: str) -> "Posterior":
-        """The same posterior, sampled on `device` ("cpu" or "cuda")."""
-        return replace(self, task=self.task.to(device))
+        return self.stack or (GPU_STACK if self.task.train.device.type == "cuda" else 1)
 
     def embedded(self) -> "Posterior":
         """The same posterior with the `frozen_beginning` of its network, if it names one, computed once.
 
-        The points of its task are then what that made of them.
+        The inputs of its task are then what that made of them.
 
         Raises
         ------
         ValueError
             The beginning has parameters that are trained.
         """
-        task = self.task
-        model = self.model(task, self.members[0].init_seed).eval()
-        if not hasattr(model, "frozen_beginning"):
+        network = self.build(self.task, self.members[0].init_seed).eval()
+        if not hasattr(network, "frozen_beginning"):
             return self
-        if model.frozen_beginning(task.x_train[:1]).requires_grad:
+        if network.frozen_beginning(self.task.train[:1].inputs).requires_grad:
             raise ValueError("the model's frozen_beginning has parameters that are trained; freeze or rename it")
-        with torch.no_grad():
-            points = {
-                name: torch.cat([model.frozen_beginning(part) for part in getattr(task, name).split(EVAL_BATCH)])
-                for name in ("x_train", "x_test")
-            }
-        return replace(self, task=replace(task, **points))
+        train, test = (
+            replace(points, inputs=in_batches(network.frozen_beginning, points))
+            for points in (self.task.train, self.task.test)
+        )
+        return replace(self, task=replace(self.task, train=train, test=test))
 
     def fingerprint(self) -> str:
         """SHA-256 over the initial weights of the first member, frozen ones too: the same model, to the bit."""
         digest = sha256()
-        for name, value in self.model(self.task, self.members[0].init_seed).state_dict().items():
+        for name, value in self.build(self.task, self.members[0].init_seed).state_dict().items():
             digest.update(name.encode() + np.ascontiguousarray(value.cpu()).tobytes())
         return digest.hexdigest()
 
@@ -189,9 +213,3 @@ def standard_normals(theta: Theta, stream: torch.Generator) -> Theta:
     return {
         name: torch.empty(p.shape, dtype=p.dtype).normal_(generator=stream).to(p.device) for name, p in theta.items()
     }
-
-
-def check_temperature(temperature: float) -> None:
-    """Refuse a temperature that no posterior has."""
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature: {temperature} is not possible; it must be 0 or more")

@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from tdalib.stats.draws import check_share
+
 RESAMPLES = 4000  # of a bootstrap
 TINY = np.finfo(float).tiny
 
@@ -48,26 +50,28 @@ def variance_components(tau: xr.DataArray, *, level: float = 0.9, seed: int = 0)
 
     Source: Searle, Casella and McCulloch 1992, Variance Components, chapter 4.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level: {level} is not possible; it must be between 0 and 1")
+    check_share("level", level)
     layout, factors = _layout(tau)
     sets = [s for size in range(1, len(factors) + 1) for s in combinations(range(len(factors)), size)]
+    df = [prod(layout.shape[axis] - 1 for axis in s) for s in sets]
     sources, combine = _sources(sets, factors, layout.shape)  # (source and trend, mean square)
     tau = tau if "method" in tau.dims else tau.expand_dims("method")
     tables = []
     for method in tau.method.values:
-        values = tau.loc[{"method": method}].transpose("sample", "train", "test").values.astype(np.float64)[layout]
-        effects = [_effect(values.reshape(*layout.shape, -1), s) for s in sets]
-        df = [prod(layout.shape[axis] - 1 for axis in s) for s in sets]
-        by_pair = combine @ np.stack([np.square(e).sum(0) / d for e, d in zip(effects, df, strict=True)])
+        draws = tau.loc[{"method": method}].transpose("sample", "train", "test").values.astype(np.float64)
+        values = draws[layout].reshape(*layout.shape, -1)  # (*factors, pair)
+        effects = [_effect(values, s) for s in sets]
+        mean_squares = np.stack([np.square(e).sum(0) / d for e, d in zip(effects, df, strict=True)])
+        variances = combine @ mean_squares  # (source and trend, pair)
+        by_pair, trend = variances[:-1], variances[-1]
         redrawn = combine @ _redrawn(effects, df, np.random.default_rng(seed))  # (source and trend, resample)
-        low, high = np.quantile(redrawn, [(1 - level) / 2, (1 + level) / 2], axis=1).clip(0)
+        low, high = np.quantile(redrawn[:-1], [(1 - level) / 2, (1 + level) / 2], axis=1).clip(0)
         variables = {
-            "by_pair": (("source", "train", "test"), by_pair[:-1].reshape(-1, *values.shape[len(factors) :])),
-            "variance": ("source", by_pair[:-1].mean(1)),
-            "low": ("source", low[:-1]),
-            "high": ("source", high[:-1]),
-            "trend": ((), by_pair[-1].mean()),
+            "by_pair": (("source", "train", "test"), by_pair.reshape(-1, *draws.shape[1:])),
+            "variance": ("source", by_pair.mean(1)),
+            "low": ("source", low),
+            "high": ("source", high),
+            "trend": ((), trend.mean()),
         }
         tables.append(xr.Dataset(variables, {"source": sources}))
     table = xr.concat(tables, tau.method).transpose("source", "train", "test", "method")
@@ -85,12 +89,16 @@ def _layout(tau: xr.DataArray) -> tuple[np.ndarray, list[str]]:
         raise ValueError("variance components need at least 2 members")
     if keys["member"].value_counts().nunique() > 1:
         raise ValueError("variance components need the same number of draws of each member")
-    kept, seeds = len(keys) // len(members), ["init_seed", "batch_seed"]
+    seeds = ["init_seed", "batch_seed"]
     inits, orders = members[seeds].nunique()
-    crossed = min(inits, orders) > 1 and inits * orders == len(members) == len(members.drop_duplicates(seeds))
-    order = keys.sort_values([*(seeds if crossed else ["member"]), "checkpoint"], kind="stable").index.to_numpy()
-    shape, names = ((inits, orders), ["init", "batch"]) if crossed else ((len(members),), ["member"])
-    return order.reshape(*shape, *[kept] * (kept > 1)), names + ["checkpoint"] * (kept > 1)
+    full = inits * orders == len(members) == len(members.drop_duplicates(seeds))
+    if full and min(inits, orders) > 1:
+        by, factors, shape = seeds, ["init", "batch"], (inits, orders)
+    else:
+        by, factors, shape = ["member"], ["member"], (len(members),)
+    order = keys.sort_values([*by, "checkpoint"], kind="stable").index.to_numpy()
+    grid = order.reshape(*shape, -1)  # draws of a member last
+    return (grid, [*factors, "checkpoint"]) if grid.shape[-1] > 1 else (grid[..., 0], factors)
 
 
 def _effect(values: np.ndarray, chosen: tuple[int, ...]) -> np.ndarray:
@@ -116,18 +124,20 @@ def _sources(sets: list[tuple[int, ...]], factors: list[str], shape: tuple[int, 
                 combine[row, column] = (-1) ** (len(t) - len(s)) / behind
     names = [" × ".join(factors[axis] for axis in s) for s in sets]
     within = np.array(["checkpoint" in name for name in names])
-    rows, sources = list(combine[~within]), [name for name in names if "checkpoint" not in name]
+    sources, rows = [name for name in names if "checkpoint" not in name], list(combine[~within])
     if not within.any():
-        return sources, np.stack([*rows, 0 * rows[0]])
-    return [*sources, "checkpoint"], np.stack([*rows, combine[within].sum(0), combine[names.index("checkpoint")]])
+        return sources, np.stack([*rows, np.zeros(len(sets))])
+    checkpoint, trend = combine[within].sum(0), combine[names.index("checkpoint")]
+    return [*sources, "checkpoint"], np.stack([*rows, checkpoint, trend])
 
 
 def _redrawn(effects: list[np.ndarray], df: list[int], stream: np.random.Generator) -> np.ndarray:
     """What the mean squares, averaged over pairs, may have been drawn around, (mean square, RESAMPLES)."""
     redrawn = []
     for e, d in zip(effects, df, strict=True):
+        mean_square = np.square(e).sum(0).mean() / d
         freedom = _freedom(e, d)
-        redrawn.append(np.square(e).sum(0).mean() / d * freedom / stream.chisquare(freedom, RESAMPLES))
+        redrawn.append(mean_square * freedom / stream.chisquare(freedom, RESAMPLES))
     return np.stack(redrawn)
 
 
@@ -138,8 +148,8 @@ def _freedom(effects: np.ndarray, df: int) -> float:
     Gaussian effects (Srivastava 2005, J. Japan Statist. Soc. 35:251).
     """
     gram = effects @ effects.T / df  # the eigenvalues of the sample covariance
-    trace, square = np.trace(gram) ** 2, np.square(gram).sum()
+    trace2, square = np.trace(gram) ** 2, np.square(gram).sum()  # (tr Σ)² and tr Σ²
     if df > 1:
-        square = (square - trace / df) * df**2 / ((df - 1) * (df + 2))
-        trace -= 2 * square / df
-    return float(np.clip(df * trace / max(square, TINY), df, df * effects.shape[1])) if trace > 0 else df
+        square = (square - trace2 / df) * df**2 / ((df - 1) * (df + 2))
+        trace2 -= 2 * square / df
+    return float(np.clip(df * trace2 / max(square, TINY), df, df * effects.shape[1])) if trace2 > 0 else df

@@ -39,11 +39,12 @@ def uncoupled(result: xr.Dataset) -> xr.DataArray:
     if len(members) < 2 or len(set(counts)) > 1:
         raise ValueError(f"uncoupled draws need at least 2 members with equal numbers of draws, not {counts.tolist()}")
     result = result.sortby(["member", "checkpoint"] if "checkpoint" in result.coords else "member")
-    chosen = members[: len(members) // 2 * 2].reshape(-1, 2).T
-    at, other = (result.isel(sample=np.flatnonzero(np.isin(result.member.values, m))) for m in chosen)
-    without = other["loss_without"].drop_vars([name for name, c in other.coords.items() if "sample" in c.dims])
+    first, second = members[:-1:2], members[1::2]  # an odd last one is left out
+    loss = result["loss"].isel(sample=np.isin(result.member.values, first))
+    without = result["loss_without"].isel(sample=np.isin(result.member.values, second))
+    without = without.drop_vars([name for name, c in without.coords.items() if "sample" in c.dims])
     with xr.set_options(arithmetic_join="exact"):
-        tau = (without - at["loss"]).expand_dims(method=["loo"]).transpose("sample", "train", "test", "method")
+        tau = (without - loss).expand_dims(method=["loo"]).transpose("sample", "train", "test", "method")
     return tau.rename("tau").assign_attrs(units=json.dumps({"loo": "nats"}))
 
 
@@ -76,7 +77,7 @@ def check_tau(tau: xr.DataArray, coordinate: str = "member") -> None:
 
 def in_blocks(tau: xr.DataArray) -> xr.DataArray:
     """τ in lazy blocks that hold all samples of some pairs, so that dask works on a few at a time."""
-    return tau.chunk({"sample": -1} if tau.chunks else {"sample": -1} | ({"train": 25} if "train" in tau.dims else {}))
+    return tau.chunk({"sample": -1} if tau.chunks else {"sample": -1, "train": 25})
 
 
 def check_share(name: str, value: float) -> None:

@@ -1,6 +1,7 @@
 """What a distribution of τ says about each train-test pair: labelled tables, and which pairs to trust."""
 
 import warnings
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -59,9 +60,10 @@ def per_pair(tau: xr.DataArray, *, level: float = 0.95, seed: int = 0) -> xr.Dat
     most = 1 - 2 / RESAMPLES
     if level > most:
         raise ValueError(f"level: {level} is not possible with {RESAMPLES} resamples; it must be at most {most}")
-    members = np.unique(tau.member.values, return_inverse=True)[1]
-    average = np.eye(members.max() + 1)[members] / np.bincount(members)[members, None]  # (sample, member)
-    flips, weights = _resampling(average.shape[1], np.random.default_rng(seed))
+    members = np.unique(tau.member.values)
+    belongs = tau.member.values[:, None] == members  # (sample, member)
+    average = belongs / belongs.sum(0)
+    flips, weights = _resampling(len(members), np.random.default_rng(seed))
     table = xr.apply_ufunc(
         _statistics, in_blocks(tau),
         kwargs={"average": average, "flips": flips, "weights": weights, "level": level},
@@ -72,18 +74,17 @@ def per_pair(tau: xr.DataArray, *, level: float = 0.95, seed: int = 0) -> xr.Dat
         table = table.compute()
     table = table.assign_coords(statistic=list(STATISTICS)).to_dataset("statistic")
     never = (table["mean"] == 0) & (table["std"] == 0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        snr = (abs(table["mean"]) / table["std"]).where(~never, 0)
+    snr = (abs(table["mean"]) / table["std"]).where(~never, 0)
     table = table.assign(
         p_t=table.p_t.where(~never, 1),
         snr=snr,
         noise_dominated=(table["std"] > abs(table["mean"])).where(table["std"].notnull()),
-        p_noise=xr.apply_ufunc(_noise_p, snr),
+        p_noise=2 * xr.apply_ufunc(scipy.stats.norm.sf, snr),
     )
     over = [d for d in table.p_t.dims if d != "method"]
     q = xr.apply_ufunc(q_value, table.p_t, input_core_dims=[over], output_core_dims=[over], vectorize=True)
     table["q"] = q.transpose(*table.p_t.dims)
-    return table.assign_attrs(units=tau.attrs.get("units", "{}"), members=average.shape[1], level=level)
+    return table.assign_attrs(units=tau.attrs.get("units", "{}"), members=len(members), level=level)
 
 
 def summary(table: xr.Dataset) -> pd.DataFrame:
@@ -120,9 +121,10 @@ def trustworthy(tau: xr.DataArray | xr.Dataset, fdr: float = 0.05) -> pd.DataFra
     Returns
     -------
     DataFrame
-        Columns `method`, `train`, `test` (positions), `train_index`, `test_index` and what else the coordinates say
-        of the images, `mean`, `low`, `high`, `snr`, `same_sign`, `p_t`, `q`, `noise_dominated`. A pair can be listed
-        and dominated by noise: on average it has an effect, which a single training need not show.
+        Columns `method`, `train`, `test` (positions), what the coordinates (train) and (test) say of the points, each
+        under its name and only where it is there, `mean`, `low`, `high`, `snr`, `same_sign`, `p_t`, `q`,
+        `noise_dominated`. A pair can be listed and dominated by noise: on average it has an effect, which a single
+        training need not show.
 
     Raises
     ------
@@ -134,14 +136,14 @@ def trustworthy(tau: xr.DataArray | xr.Dataset, fdr: float = 0.05) -> pd.DataFra
     table = table if "method" in table.dims else table.expand_dims("method")
     labels = [name for name, c in table.coords.items() if c.dims in (("train",), ("test",)) and name not in c.dims]
     columns = ["mean", "low", "high", "snr", "same_sign", "p_t", "q", "noise_dominated"]
-    dims = ("method", "train", "test")
-    at = dict(zip(dims, np.nonzero(table.q.transpose(*dims).values <= fdr), strict=True))  # positions
-    picked = table[columns].isel({d: xr.DataArray(k, dims="pair") for d, k in at.items()})
-    frame = pd.DataFrame({"method": picked.method.values, "train": at["train"], "test": at["test"]})
+    small = table.q.transpose("method", "train", "test").values <= fdr
+    method, train, test = (xr.DataArray(at, dims="pair") for at in np.nonzero(small))  # positions
+    picked = table[columns].isel(method=method, train=train, test=test)  # (pair,)
+    frame = pd.DataFrame({"method": picked.method.values, "train": train.values, "test": test.values})
     frame = frame.assign(**{name: picked[name].values for name in [*labels, *columns]})
     frame = frame.astype({"noise_dominated": bool})
-    rank = frame["method"].map({name: k for k, name in enumerate(table.method.values)})
-    return frame.iloc[np.lexsort((-frame["snr"], rank))].reset_index(drop=True)
+    order = np.lexsort((-frame["snr"], method))  # by method, the clearest first
+    return frame.iloc[order].reset_index(drop=True)
 
 
 def extremes(table: xr.Dataset, method: str, count: int = 3) -> pd.DataFrame:
@@ -152,7 +154,7 @@ def extremes(table: xr.Dataset, method: str, count: int = 3) -> pd.DataFrame:
     DataFrame
         Columns `trust` ("most" or "least"), `train` and `test` (positions), and all of the table; the most
         trustworthy first, the least last. Each train and each test point is shown at most once at either end, so that
-        one unusual image does not fill the list; pairs whose τ is always 0 are left out.
+        one unusual point does not fill the list; pairs whose τ is always 0 are left out.
     """
     pairs = table.sel({"method": method}).drop_vars(table.coords, errors="ignore").to_dataframe().reset_index()
     always_zero = (pairs["mean"] == 0) & (pairs["std"] == 0)
@@ -172,13 +174,17 @@ def _distinct(pairs: pd.DataFrame, count: int) -> pd.DataFrame:
 
 
 def _resampling(members: int, stream: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Signs (member, flip), the first all +1, one of each pair of opposites; and weights (member, resample)."""
+    """Signs (member, flip), the first all +1, and weights (member, resample).
+
+    Of few members all flips, but one only of each pair of opposites: that in which the last member keeps its sign.
+    """
     if members <= EXACT:
-        flips = 1.0 - 2 * (np.arange(2 ** (members - 1)) >> np.arange(members)[:, None] & 1)
+        flips = np.array([(*signs, 1.0) for signs in product([1.0, -1.0], repeat=members - 1)]).T
     else:
         flips = stream.choice([-1.0, 1.0], (members, 2 ** (EXACT - 1)))
         flips[:, 0] = 1
-    return flips, stream.multinomial(members, np.full(members, 1 / members), RESAMPLES).T / members
+    counts = stream.multinomial(members, np.full(members, 1 / members), RESAMPLES)  # (resample, member)
+    return flips, counts.T / members
 
 
 def _statistics(draws: np.ndarray, average, flips, weights, level: float) -> np.ndarray:
@@ -193,26 +199,30 @@ def _statistics(draws: np.ndarray, average, flips, weights, level: float) -> np.
     pairs = np.sort(x, -1).reshape(-1, x.shape[-1])  # the order of members does not matter
     blocks = [_resampled(pairs[k : k + BLOCK], flips, weights, level) for k in range(0, len(pairs), BLOCK)]
     low, high, p_flip = np.concatenate(blocks, 1).reshape(3, *mean.shape)
-    missing = np.isnan(mean)
-    same_sign, p_flip = (np.where(missing, np.nan, values) for values in (same_sign, p_flip))
+    same_sign = np.where(np.isnan(mean), np.nan, same_sign)
+    p_flip = np.where(np.isnan(mean), np.nan, p_flip)
     return np.stack([mean, std, mean + low * std, mean + high * std, same_sign, t_p(x), p_flip], -1)
 
 
 def _resampled(x: np.ndarray, flips, weights, level: float) -> np.ndarray:
     """Ends of the interval in standard deviations from the mean, and the sign-flip p: (pair, member) → (3, pair)."""
     sums = abs(x @ flips)  # (pair, flip)
-    p_flip = (sums >= sums[:, :1] * (1 - 1e-12)).mean(1)
+    seen = sums[:, :1]  # no sign flipped
+    p_flip = (sums >= seen * (1 - 1e-12)).mean(1)
     mean, std = x.mean(1, keepdims=True), x.std(1, ddof=1, keepdims=True)
     varies = std > 1e-12 * abs(mean)  # more than by rounding
     z = np.where(varies, (x - mean) / np.where(varies, std, 1), 0).astype(np.float32)  # (pair, member)
     weights = weights.astype(np.float32)
-    t = z @ weights
-    spread = np.square(z) @ weights - np.square(t)
+    shift = z @ weights  # means of the resamples, (pair, resample)
+    variance = np.square(z) @ weights - np.square(shift)
+    spread = np.sqrt(np.where(variance > 1e-6, variance, 0))  # 0 where but for rounding all are the same
     with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(t == 0, t, t / np.sqrt(np.where(spread > 1e-6, spread, 0)))  # (pair, resample)
+        t = np.where(shift == 0, 0, shift / spread)
     t.sort(axis=1)
-    cut = round(RESAMPLES * (1 - level) / 2)
-    low, high = -t[:, [-1 - cut, cut]].T.astype(float) * np.sqrt(1 - 1 / x.shape[1])
+    cut = round(RESAMPLES * (1 - level) / 2)  # resamples beyond either end
+    unbiased = np.sqrt(1 - 1 / x.shape[1])  # `spread` divides by n, `std` by n − 1
+    low = -t[:, -1 - cut].astype(float) * unbiased  # a resample too high speaks for a mean that is lower
+    high = -t[:, cut].astype(float) * unbiased
     return np.stack([low, high, p_flip])
 
 
@@ -221,10 +231,6 @@ def t_p(x: np.ndarray) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of pairs that never vary
         return scipy.stats.ttest_1samp(x, 0.0, axis=-1).pvalue
-
-
-def _noise_p(snr: np.ndarray) -> np.ndarray:
-    return 2 * scipy.stats.norm.sf(snr)
 
 
 def q_value(p: np.ndarray) -> np.ndarray:

@@ -1,0 +1,48 @@
+"""Which linear layers have gradients that are outer products: NaN in the place of their weights would show if not.
+
+The gradient of a linear layer that sees one vector a per example is g aᵀ, if its weights serve nothing else. Whether
+they do is tried: NaN is put in their place and the layer's own output repaired. Outputs that are not finite then have
+come into touch with the weights by another way.
+"""
+
+from contextlib import ExitStack
+from functools import partial
+
+import torch
+from torch import nn
+
+from tdalib.data import Points
+from tdalib.networks import forward_at
+from tdalib.samplers import Draw
+
+
+def outer_product_layers(draw: Draw, points: Points) -> dict[str, nn.Linear]:
+    """Linear layers that are called once, on one vector per example, and whose trained weights serve nothing else."""
+    first = min(1, len(points) - 1)
+    pair = points[[0, first]]
+    layers = {
+        name: module
+        for name, module in draw.model.named_modules()
+        if type(module) is nn.Linear and f"{name}.weight" in draw.theta
+    }
+    shapes = {name: [] for name in layers}  # of the inputs of every call, but for the features
+    with ExitStack() as hooks, torch.no_grad():
+        for name, layer in layers.items():
+            note = partial(lambda seen, _, args, __: seen.append(args[0].shape[:-1]), shapes[name])
+            hooks.enter_context(layer.register_forward_hook(note))
+        draw(pair.inputs)
+    one_vector_each = {name: layer for name, layer in layers.items() if shapes[name] == [(2,)]}
+    return {name: layer for name, layer in one_vector_each.items() if not _used_elsewhere(draw, name, layer, pair)}
+
+
+def _used_elsewhere(draw: Draw, name: str, layer: nn.Linear, points: Points) -> bool:
+    """Whether a layer's parameters reach the output by another way than its call."""
+    own = {key: p for key, p in draw.theta.items() if key.rpartition(".")[0] == name}
+    spoiled = {key: torch.full_like(p, torch.nan) for key, p in own.items()}
+    weight, bias = own[f"{name}.weight"], own.get(f"{name}.bias", layer.bias)
+
+    def repair(_, args, __):
+        return nn.functional.linear(args[0], weight, bias)
+
+    with layer.register_forward_hook(repair), torch.no_grad():
+        return not forward_at(draw.model, draw.rest | draw.theta | spoiled, points.inputs).isfinite().all()

@@ -1,0 +1,81 @@
+"""Networks as functions of what they hold: parameters that are trained, and the rest that their output depends on."""
+
+import inspect
+from collections.abc import Callable
+from copy import deepcopy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tdalib.data.points import Inputs, Points
+
+Theta = dict[str, Tensor]  # name → trainable parameter
+
+EVAL_BATCH = 100  # activations of 100 images stay in the processor's cache
+
+
+class State(NamedTuple):
+    """What a network's output depends on: θ, and the rest that may differ between draws (buffers) by name."""
+
+    theta: Theta
+    rest: dict[str, Tensor]
+
+
+def trainable(network: nn.Module) -> Theta:
+    """θ: the parameters that training changes, by name (the live tensors, not copies)."""
+    return {name: p for name, p in network.named_parameters() if p.requires_grad}
+
+
+def state_of(network: nn.Module) -> State:
+    """A copy of what the network holds now."""
+    theta = {name: p.detach().clone() for name, p in trainable(network).items()}
+    return State(theta, {name: b.detach().clone() for name, b in network.named_buffers()})
+
+
+def set_state(network: nn.Module, state: State) -> None:
+    """Put a state into the network, in place."""
+    held = dict(network.named_parameters()) | dict(network.named_buffers())
+    with torch.no_grad():
+        for name, value in (state.theta | state.rest).items():
+            held[name].copy_(value)
+
+
+def copy_of(network: nn.Module) -> nn.Module:
+    """A copy of the network that shares what is frozen."""
+    return deepcopy(network, {id(p): p for p in network.parameters() if not p.requires_grad})
+
+
+def forward(network: nn.Module, inputs: Inputs) -> Tensor:
+    """Outputs of the network as it is."""
+    if not isinstance(inputs, dict):
+        return network(inputs)
+    return network(**inputs) if _takes(network, inputs) else network(inputs)
+
+
+def forward_at(network: nn.Module, held: dict[str, Tensor], inputs: Inputs) -> Tensor:
+    """Outputs of the network with other parameters and buffers in place of its own."""
+    if isinstance(inputs, dict) and _takes(network, inputs):
+        return functional_call(network, held, (), inputs)
+    return functional_call(network, held, (inputs,))
+
+
+def in_batches(function: Callable[[Inputs], Tensor], points: Points) -> Tensor:
+    """The function of the points' inputs, a batch at a time; no gradient."""
+    with torch.no_grad():
+        return torch.cat([function(part.inputs) for part in points.split(EVAL_BATCH)])
+
+
+def to_training(network: nn.Module) -> None:
+    """Training mode (dropout is active), but for batch norm, which keeps its fixed statistics."""
+    network.train()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def _takes(network: nn.Module, inputs: dict) -> bool:
+    """Whether `forward` has a parameter for every key."""
+    parameters = inspect.signature(network.forward).parameters
+    return all(key in parameters for key in inputs) or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

@@ -1,0 +1,185 @@
+"""Objectives: the loss of a point that a network is trained on and that τ is about, with its curvature and unit."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tdalib.registry import Registry
+
+FLAT = 1e-10  # share of the largest curvature of a point below which a direction has none
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss of outputs (points, ...) and targets (points, ...).
+
+    Attributes
+    ----------
+    name : str
+    loss : (outputs, targets) → (points,)
+        The loss of every point, a function of its own outputs and target alone.
+    unit : str
+        Of the loss, and so of τ.
+    root : (outputs, targets) → (points, k, ...), optional
+        Rᵀ: k rows in the shape of the outputs with R Rᵀ = ∂²L/∂outputs². By default from the Hessian by autograd.
+    gradient : (outputs, targets) → (points, ...), optional
+        ∂L/∂outputs, where autograd would cancel.
+    coefficients : (outputs, targets) → (points, k), optional
+        c with R c = ∂L/∂outputs, likewise; by default by least squares.
+    correct : (outputs, targets) → (points,), bool, optional
+        Whether a point is predicted rightly; an objective without it has no accuracy.
+    likelihood : {"classification", "regression"}, optional
+        What laplace-torch calls −log p = L, if it knows it.
+    """
+
+    name: str
+    loss: Callable[[Tensor, Tensor], Tensor]
+    unit: str = "1"
+    root: Callable[[Tensor, Tensor], Tensor] | None = None
+    gradient: Callable[[Tensor, Tensor], Tensor] | None = None
+    coefficients: Callable[[Tensor, Tensor], Tensor] | None = None
+    correct: Callable[[Tensor, Tensor], Tensor] | None = None
+    likelihood: Literal["classification", "regression"] | None = None
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of every point, (points,), float64: in float32 every cross-entropy below 1e-7 would be 0."""
+        each = self.loss(outputs.double(), _double(targets))
+        if each.shape != (len(outputs),):
+            raise ValueError(
+                f"objective {self.name!r} gave losses of shape {tuple(each.shape)} for {len(outputs)} points; "
+                "it must give one number for each"
+            )
+        return each
+
+    def residuals(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """∂L/∂outputs, (points, ...), float64."""
+        outputs, targets = outputs.detach().double(), _double(targets)
+        if self.gradient:
+            return self.gradient(outputs, targets)
+        outputs.requires_grad_()
+        return torch.autograd.grad(self.loss(outputs, targets).sum(), outputs)[0]
+
+    def curvature(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rᵀ (points, k, ...), the coefficients c (points, k), and what of ∂L/∂outputs is not R c (points, ...).
+
+        The last is 0 for the usual losses. It is not where a loss has a slope and no curvature, as Huber's far out.
+
+        Raises
+        ------
+        ValueError
+            The Hessian has a negative eigenvalue.
+        """
+        residuals = self.residuals(outputs, targets)
+        outputs, targets = outputs.detach().double(), _double(targets)
+        root = self.root(outputs, targets) if self.root else self._root(outputs, targets)
+        if self.coefficients:
+            return root, self.coefficients(outputs, targets), torch.zeros_like(residuals)
+        rows = root.flatten(2)  # (points, k, C)
+        coefficients = (torch.linalg.pinv(rows.mT, rtol=FLAT**0.5) @ residuals.flatten(1)[..., None])[..., 0]
+        rest = residuals.flatten(1) - (rows.mT @ coefficients[..., None])[..., 0]
+        small = FLAT**0.5 * residuals.flatten(1).norm(dim=1, keepdim=True)
+        return root, coefficients, rest.where(rest.abs() > small, 0).view_as(residuals)
+
+    def _root(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(self._hessian(outputs, targets))  # (points, C), (points, C, C)
+        largest = values.abs().amax(1, keepdim=True)
+        if (values < -(FLAT**0.5) * largest).any():
+            raise ValueError(f"objective {self.name!r} is not convex in the outputs; its curvature has no real root")
+        root = vectors * values.where(values > FLAT * largest, 0).sqrt()[:, None, :]
+        return root.mT.unflatten(2, outputs.shape[1:])
+
+    def _hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """∂²L/∂outputs² of every point, (points, C, C), C the number of its outputs."""
+        outputs = outputs.requires_grad_()
+        (slope,) = torch.autograd.grad(self.loss(outputs, targets).sum(), outputs, create_graph=True)
+        slope, rows = slope.flatten(1), []
+        for total in slope.sum(0):
+            if total.requires_grad:
+                (row,) = torch.autograd.grad(total, outputs, retain_graph=True, materialize_grads=True)
+            else:  # the loss is linear here
+                row = torch.zeros_like(outputs)
+            rows.append(row.flatten(1))
+        return torch.stack(rows, 1).detach()
+
+
+def _double(targets: Tensor) -> Tensor:
+    return targets.double() if targets.is_floating_point() else targets
+
+
+OBJECTIVES = Registry("objective", lambda name, function, **facts: Objective(name, function, **facts))
+register = OBJECTIVES.register
+
+
+def get(objective: str | Objective | Callable) -> Objective:
+    """The objective called so, or made of a function (outputs, targets) → (points,)."""
+    if isinstance(objective, Objective):
+        return objective
+    if callable(objective):
+        of_name = OBJECTIVES.get(getattr(objective, "__name__", ""))
+        return of_name if of_name and of_name.loss is objective else Objective(objective.__name__, objective)
+    return OBJECTIVES.find(objective)
+
+
+def _cross_entropy_gradient(outputs: Tensor, targets: Tensor) -> Tensor:
+    """p − e_y. The entry of the label is minus the sum of the others: p_y − 1 would cancel where the network is sure."""
+    others = outputs.softmax(1)
+    at = torch.arange(len(targets), device=outputs.device)
+    others[at, targets] = 0
+    others[at, targets] = -others.sum(1)
+    return others
+
+
+def _cross_entropy_root(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Rᵀ = diag(√p) − √p pᵀ, as the Hessian is diag(p) − p pᵀ."""
+    log_p = outputs.log_softmax(1)
+    p, root = log_p.exp(), (log_p / 2).exp()
+    return torch.diag_embed(root) - root[:, :, None] * p[:, None, :]
+
+
+def _cross_entropy_coefficients(outputs: Tensor, targets: Tensor) -> Tensor:
+    """√p − e_y / √p_y: R times it is p − e_y, and no large numbers are subtracted."""
+    root = (outputs.log_softmax(1) / 2).exp()
+    return root - F.one_hot(targets, outputs.shape[1]) / root
+
+
+@register(
+    "cross_entropy",
+    unit="nats",
+    root=_cross_entropy_root,
+    gradient=_cross_entropy_gradient,
+    coefficients=_cross_entropy_coefficients,
+    correct=lambda outputs, targets: outputs.argmax(1) == targets,
+    likelihood="classification",
+)
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """−log p(target), p the softmax of the outputs (points, C); targets (points,) are classes from 0.   (points,)."""
+    return F.cross_entropy(outputs, targets, reduction="none")
+
+
+def _identity(outputs: Tensor, targets: Tensor) -> Tensor:
+    count = outputs[0].numel()
+    return (
+        torch.eye(count, dtype=outputs.dtype, device=outputs.device)
+        .view(1, count, *outputs.shape[1:])
+        .expand(len(outputs), *(-1 for _ in outputs.shape))
+    )
+
+
+@register(
+    "squared_error",
+    unit="target²",
+    root=_identity,
+    coefficients=lambda outputs, targets: (outputs - targets).flatten(1),
+    likelihood="regression",
+)
+def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """½ ‖f − y‖², summed over the outputs of a point: −log p of unit noise, up to a constant.   (points,)."""
+    if outputs.shape != targets.shape:
+        raise ValueError(
+            f"the model has outputs of shape {tuple(outputs.shape[1:])}; the targets are {tuple(targets.shape[1:])}"
+        )
+    return (outputs - targets).square().flatten(1).sum(1) / 2

@@ -1,0 +1,94 @@
+"""Options: declared once, as a keyword with a type, checked in one place, and refused in one sentence."""
+
+import inspect
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+
+def _number(value):
+    if isinstance(value, bool | np.bool_):
+        raise ValueError(f"{value} is not possible; it must be a number")
+    return value.item() if isinstance(value, np.generic) else value
+
+
+Whole = Annotated[int, BeforeValidator(_number), Field(strict=True)]
+Count = Annotated[Whole, Field(ge=1)]
+Natural = Annotated[Whole, Field(ge=0)]  # 0 is possible: seeds, epochs that are let go
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]  # YAML 1.1 reads 1e-3 as a string
+Positive = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
+
+ARGUMENTS = ("recipe", "removed")  # what the library itself hands to a function; all else with a default is an option
+
+
+def sentence(error: dict, keys=()) -> str:
+    """One of pydantic's errors in a line that names the key and what is allowed."""
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; allowed are {', '.join(keys)}"
+    if error["type"] == "value_error":
+        return f"{key}: {error['ctx']['error']}"
+    return f"{key}: {error['input']!r} is not possible; {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def options_of(function: Callable) -> dict[str, Any]:
+    """The options of a function by name, with their types."""
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    return {
+        p.name: Any if p.annotation is p.empty else p.annotation
+        for p in parameters
+        if p.name not in ARGUMENTS and (p.kind is p.KEYWORD_ONLY or p.default is not p.empty)
+    }
+
+
+def check(owner: str, types: dict[str, Any], given: dict) -> dict:
+    """The given options as their types want them.
+
+    Raises
+    ------
+    ValueError
+        One line that names the owner, the option and what is allowed.
+    """
+    checked = {}
+    for key, value in given.items():
+        if key not in types:
+            raise ValueError(f"{owner} has no option {key!r}; it has {', '.join(types) or 'none'}")
+        try:
+            checked[key] = _adapter(types[key]).validate_python(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            said = sentence(first | {"loc": (key, *first["loc"])})
+            raise ValueError(f"{owner}.{said}" if owner else said) from None
+        if isinstance(value, bool) and not isinstance(checked[key], bool):
+            raise ValueError(f"{owner}.{key}: {value} is not possible; it must be a number")
+    return checked
+
+
+def checked(function: Callable, owner: str | None = None) -> Callable:
+    """Decorator: a function whose options are checked whenever it is called."""
+    owner = owner or function.__name__
+    types, parameters = options_of(function), inspect.signature(function).parameters
+    free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+    @wraps(function)
+    def called(*arguments, **given):
+        beside = {key for key in given if key not in types and (free or key in parameters)}
+        options = check(owner, types, {key: value for key, value in given.items() if key not in beside})
+        return function(*arguments, **options, **{key: given[key] for key in beside})
+
+    return called
+
+
+def check_fields(instance) -> None:
+    """Check the annotated fields of a frozen dataclass, and set them as their types want them."""
+    for key, value in check("", type(instance).__annotations__, vars(instance)).items():
+        object.__setattr__(instance, key, value)
+
+
+@cache
+def _adapter(wanted) -> TypeAdapter:
+    return TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True))

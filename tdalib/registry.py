@@ -1,0 +1,35 @@
+"""What is known by name: models, samplers, methods, objectives and data sets, each kind in a registry of its own."""
+
+from collections.abc import Callable
+
+from tdalib import options
+
+
+class Registry(dict):
+    """Name → what is registered. `make` turns a function and the facts given with it into that."""
+
+    def __init__(self, kind: str, make: Callable = lambda name, function: function):
+        super().__init__()
+        self.kind, self.make = kind, make
+
+    def register(self, name: str, **facts):
+        """Decorator: make a function known as `name`; its options are checked from then on."""
+
+        def decorate(function):
+            function = options.checked(function, name)
+            self[name] = self.make(name, function, **facts)
+            return function
+
+        return decorate
+
+    def find(self, name: str):
+        """What is registered as `name`.
+
+        Raises
+        ------
+        ValueError
+            Nothing is; the sentence lists what there is.
+        """
+        if name not in self:
+            raise ValueError(f"{self.kind} {name!r} is not known; choose from {', '.join(sorted(self))}")
+        return self[name]

@@ -1,0 +1,128 @@
+"""The labelled result: its dims, coordinates and attributes, and how it lies in chunks."""
+
+import json
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+import dask.array
+import numpy as np
+import xarray as xr
+
+from tdalib.attributors import Method
+from tdalib.data import ROOT
+from tdalib.removals import Removals
+from tdalib.samplers import Posterior
+
+DIMS = ("sample", "train", "test", "method")
+TRAIN_BLOCK = 25  # removals in a chunk
+SIGN = "tau > 0: the train point helps; removing it raises the loss at the test point"
+PACKAGES = ("torch", "torchvision", "transformers", "peft", "numpy", "scipy", "xarray", "zarr")
+
+
+def template(posterior: Posterior, removals: Removals, methods: dict[str, Method], params: dict) -> xr.Dataset:
+    """The labelled, empty result: the one place that owns dims, coordinates and attributes.
+
+    Parameters
+    ----------
+    params : dict
+        What the result depends on; a store made with other params is refused.
+
+    Returns
+    -------
+    Dataset with `tau` (sample, train, test, method), `loss` (sample, test) and, with a method that retrains,
+    `loss_without` (sample, train, test): float32, NaN, lazy, in chunks of (one member, TRAIN_BLOCK, all, 1). Where
+    removals are sets, `removed` (train, point) says which points each leaves out, and `size` (train) how many.
+    """
+    task, kept, unit = posterior.task, posterior.checkpoints, posterior.task.objective.unit
+    sizes = {
+        "sample": len(posterior.members) * kept,
+        "train": len(removals),
+        "test": len(task.test),
+        "method": len(methods),
+    }
+    chunk = {"sample": kept, "train": min(TRAIN_BLOCK, sizes["train"]), "test": sizes["test"], "method": 1}
+
+    def empty(*dims):
+        shape, chunks = [sizes[d] for d in dims], [chunk[d] for d in dims]
+        return dims, dask.array.full(shape, np.nan, dtype=np.float32, chunks=chunks)
+
+    variables = {"tau": empty(*DIMS), "loss": empty("sample", "test")}
+    if any(method.retrains for method in methods.values()):
+        variables["loss_without"] = empty("sample", "train", "test")
+    coords = {
+        **provenance(posterior),
+        **_labels("train", removals.labels),
+        **_labels("test", task.test.labels),
+        "method": ("method", np.array(list(methods), dtype=object)),
+    }
+    if not removals.single:
+        variables["removed"] = ("train", "point"), removals.removed()
+        coords["size"] = ("train", np.array([len(points) for points in removals.sets]))
+        coords |= _labels("point", task.train.labels)
+    units = json.dumps({name: method.unit_of(task.objective) for name, method in methods.items()})
+    attrs = {
+        "sign": SIGN,
+        "units": units,
+        "params": json.dumps(params, sort_keys=True),
+        "data_sha256": task.fingerprint(),
+        "model_sha256": posterior.fingerprint(),
+        "renormalise": int(removals.renormalise),  # 1: batches are divided by their kept weight
+        "versions": json.dumps({"tdalib": version("tdalib")} | {name: version(name) for name in PACKAGES}),
+        "git_revision": _revision(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    result = xr.Dataset(variables, coords, attrs)
+    result["tau"].attrs = {"long_name": "attribution", "units": units, "sign": SIGN}
+    result["loss"].attrs = {"long_name": "test loss at θ", "units": unit}
+    if "loss_without" in result:
+        result["loss_without"].attrs = {"long_name": "test loss at θ without the train point", "units": unit}
+    return result
+
+
+def provenance(posterior: Posterior) -> dict:
+    """The coordinates of `sample`: where each draw comes from."""
+    members, kept = posterior.members, posterior.checkpoints
+    return {
+        "member": ("sample", np.repeat([m.index for m in members], kept)),
+        "checkpoint": ("sample", np.tile(posterior.numbers, len(members))),
+        "init_seed": ("sample", np.repeat([m.init_seed for m in members], kept)),
+        "batch_seed": ("sample", np.repeat([m.batch_seed for m in members], kept)),
+    }
+
+
+def train_blocks(count: int) -> list[slice]:
+    """The blocks of removals that are a chunk each."""
+    return [slice(first, min(first + TRAIN_BLOCK, count)) for first in range(0, count, TRAIN_BLOCK)]
+
+
+def tau_chunk(member: int, block: int, method: int) -> tuple[int, ...]:
+    """Where a chunk of `tau` lies: what one method says of a block of removals in one member."""
+    return member, block, 0, method
+
+
+def loss_without_chunk(member: int, block: int) -> tuple[int, ...]:
+    return member, block, 0
+
+
+def loss_chunk(member: int) -> tuple[int, ...]:
+    return member, 0
+
+
+def stored_at_once(result: xr.Dataset) -> list[str]:
+    """Variables that are known before anything is computed: coordinates, and the points that are removed."""
+    return [*result.coords, *(name for name in ("removed",) if name in result)]
+
+
+def _labels(prefix: str, labels: dict[str, Sequence]) -> dict:
+    return {f"{prefix}_{name}": (prefix, values) for name, values in labels.items()}
+
+
+def _revision() -> str:
+    """The git revision of the source, with '+' when it holds uncommitted changes."""
+    try:
+        git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty=+"]
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

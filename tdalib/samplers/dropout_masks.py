@@ -1,0 +1,95 @@
+"""MC dropout: dropout masks kept at a trained mode."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from tdalib.data import Task
+from tdalib.networks import forward
+from tdalib.samplers.draw import Draw
+from tdalib.samplers.ensemble import modes
+from tdalib.samplers.posterior import NOISE, Member, Posterior, derive_seed, register
+
+
+@register("mc_dropout")
+def mc_dropout(posterior: Posterior) -> Posterior:
+    """MC dropout: θ of a member's training, each draw with its own dropout masks, kept for all points.
+
+    A draw is one thinned network: every `nn.Dropout` layer multiplies its input by one mask, drawn as in training and
+    shared by all points, in losses and in gradients alike. Other forms of dropout (channels, attention) are not drawn,
+    and a layer that is called twice has one mask. The network needs at least one `nn.Dropout` of p > 0 that is used.
+
+    Under other weights the member is trained again, and the masks are the same.
+
+    Source: Gal and Ghahramani 2016, arXiv:1506.02142.
+    """
+    if not dropouts(posterior.build(posterior.task, posterior.members[0].init_seed)):
+        name = getattr(getattr(posterior.build, "func", posterior.build), "__name__", "this model")
+        raise ValueError(
+            f"sampler 'mc_dropout' needs a model with dropout; {name} has no nn.Dropout layer "
+            "(mlp has some with its option dropout)"
+        )
+    return replace(posterior, build=Masked(posterior.build), sample=run_masked, kind="independent")
+
+
+def run_masked(posterior: Posterior, member: Member, weights: Tensor) -> Iterator[list[Draw]]:
+    """One member: a training and masks for its end, once for each row of `weights`."""
+    seed = derive_seed(member.batch_seed, 0, NOISE)
+    masks = None
+    for mode in modes(posterior, member, weights):
+        if masks is None:
+            masks = [drawn_masks(mode.model, derive_seed(seed, k, NOISE)) for k in posterior.numbers]
+        yield [
+            replace(mode, rest=mode.rest | drawn, checkpoint=k)
+            for k, drawn in zip(posterior.numbers, masks, strict=True)
+        ]
+
+
+def dropouts(network: nn.Module) -> dict[str, nn.Dropout]:
+    """The dropout layers of a network by name."""
+    return {name: m for name, m in network.named_modules() if type(m) is nn.Dropout and m.p > 0}
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A network function whose dropout layers have masks, which are buffers of a draw."""
+
+    build: Callable[[Task, int], nn.Module]
+
+    def __call__(self, task: Task, seed: int) -> nn.Module:
+        network = self.build(task, seed).eval()
+        seen = {}
+        with ExitStack() as hooks, torch.no_grad():
+            for name, layer in dropouts(network).items():
+                note = partial(lambda name, _, args, __: seen.update({name: args[0][0]}), name)
+                hooks.enter_context(layer.register_forward_hook(note))
+            forward(network, task.train[:1].inputs)
+        for name, values in seen.items():
+            network.set_submodule(name, MaskedDropout(network.get_submodule(name).p, values))
+        return network.train()
+
+
+def drawn_masks(network: nn.Module, seed: int) -> dict[str, Tensor]:
+    """A mask for every dropout layer, by the name of its buffer."""
+    stream = torch.Generator().manual_seed(seed)
+    masks = {}
+    for name, layer in network.named_modules():
+        if isinstance(layer, MaskedDropout):
+            drawn = torch.empty(layer.mask.shape, dtype=layer.mask.dtype).bernoulli_(1 - layer.p, generator=stream)
+            masks[f"{name}.mask"] = (drawn / (1 - layer.p)).to(layer.mask.device)
+    return masks
+
+
+class MaskedDropout(nn.Dropout):
+    """Dropout in training; else a mask that drops the same entries of every point, at first none."""
+
+    def __init__(self, p: float, values: Tensor):
+        super().__init__(p)
+        self.register_buffer("mask", torch.ones_like(values), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.training else x * self.mask

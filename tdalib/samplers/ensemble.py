@@ -1,0 +1,41 @@
+"""Deep ensembles: train again from another initialisation, in another batch order, or both."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
+
+from torch import Tensor
+
+from tdalib.samplers.draw import Draw
+from tdalib.samplers.posterior import Member, Posterior, register
+from tdalib.training import train, train_stack
+
+
+@register("deep_ensemble")
+def deep_ensemble(posterior: Posterior, *, vary: Literal["init", "batch", "both"] = "both") -> Posterior:
+    """Deep ensemble: each member is one training; θ after each of its last epochs is a draw (the paper's SWA).
+
+    Parameters
+    ----------
+    vary : {"init", "batch", "both"}
+        What differs between members: the initialisation, the batch order, or both.
+
+    Source: Lakshminarayanan et al. 2017, arXiv:1612.01474; with checkpoints, Nguyen et al. 2023, arXiv:2305.19765.
+    """
+    shared = {"init": {"batch": 0}, "batch": {"init": 0}, "both": {}}[vary]
+    members = tuple(Member.of(posterior.seed, k, **shared) for k in range(len(posterior.members)))
+    return replace(posterior, members=members, sample=train_member)
+
+
+def train_member(posterior: Posterior, member: Member, weights: Tensor) -> Iterator[list[Draw]]:
+    """Train one member from its own initialisation in its own batch order, once for each row of `weights`."""
+    training = posterior.training(member)
+    trainer = train if posterior.stacked == 1 else train_stack
+    for states in trainer(training, weights, keep=posterior.checkpoints):
+        yield posterior.made(member, training.network, states)
+
+
+def modes(posterior: Posterior, member: Member, weights: Tensor) -> Iterator[Draw]:
+    """θ after the last epoch of the same trainings, one for each row of `weights`: where local samplers start."""
+    trained = replace(posterior, checkpoints=1, kind="epochs")
+    return (draws[0] for draws in train_member(trained, member, weights))

@@ -1,0 +1,145 @@
+"""Finished checkpoints: trained elsewhere, and taken as draws."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tdalib import models
+from tdalib.data import Task, resolve
+from tdalib.networks import State, trainable
+from tdalib.samplers.draw import Draw
+from tdalib.samplers.posterior import Member, Posterior
+from tdalib.training import Recipe
+
+
+def from_checkpoints(
+    model: str | Callable,
+    task: Task,
+    checkpoints: Sequence,
+    *,
+    members: int | Sequence[int] | None = None,
+    recipe: Recipe | None = None,
+) -> Posterior:
+    """Finished checkpoints as a posterior, for estimates: nothing is trained, and no point can be left out.
+
+    Parameters
+    ----------
+    model : str or (task, seed) → nn.Module
+        The network that the checkpoints fit; what seed it is given does not matter.
+    task : Task
+        Of the points they were trained on.
+    checkpoints : sequence of files or state dicts
+        safetensors, or torch's files, of which weights alone are loaded. A relative path starts at the repository root.
+    members : int or sequence of int, optional
+        From which training each checkpoint comes: one number for each, or how many trainings they are, of which one
+        after another has an equal share. By default each comes from its own. Checkpoints of one training are no
+        independent draws, and statistics average them.
+    recipe : Recipe, optional
+        How they were trained, for methods that need to know: ats, and if without a damping of its own.
+
+    Raises
+    ------
+    ValueError
+        A file that cannot be read or does not fit the network, or members with unequal numbers of checkpoints.
+    """
+    whose = _whose(members, len(checkpoints))
+    build = models.get(model)
+    network = build(task, 0)
+    states = [_fitting(_read(each), network, k) for k, each in enumerate(checkpoints)]
+    of_member = {
+        index: [state for state, owner in zip(states, whose, strict=True) if owner == index] for index in whose
+    }
+    counts = {index: len(held) for index, held in of_member.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"members: {counts} checkpoints each; all members need equally many")
+    return Posterior(
+        task,
+        build,
+        recipe,
+        tuple(Member(index, 0, 0) for index in of_member),
+        checkpoints=len(states) // len(of_member),
+        sample=_held,
+        options={"states": of_member, "sha256": _fingerprint(states)},
+        kind="finished",
+        sampler="from_checkpoints",
+    )
+
+
+def _held(posterior: Posterior, member: Member, weights: Tensor, *, states, sha256) -> Iterator[list[Draw]]:
+    network = posterior.build(posterior.task, 0).eval()
+    device = posterior.task.train.device
+    moved = [
+        State(*({name: p.to(device) for name, p in held.items()} for held in state)) for state in states[member.index]
+    ][-posterior.checkpoints :]
+    for weight in weights:
+        if (weight != 1).any():
+            raise ValueError("finished checkpoints cannot be trained again without a point; use a sampler that trains")
+        yield posterior.made(member, network, moved)
+
+
+def _whose(members: int | Sequence[int] | None, count: int) -> list[int]:
+    """The member of each checkpoint."""
+    if not count:
+        raise ValueError("checkpoints is empty; give at least one file or state dict")
+    if members is None:
+        return list(range(count))
+    if isinstance(members, int):
+        if members < 1 or count % members:
+            raise ValueError(f"members: {members} is not possible for {count} checkpoints; all need equally many")
+        return np.repeat(range(members), count // members).tolist()
+    if len(members) != count:
+        raise ValueError(f"members: {len(members)} numbers for {count} checkpoints; give one for each")
+    return [int(index) for index in members]
+
+
+def _read(checkpoint) -> Mapping[str, Tensor]:
+    """The state dict of a file, or as it is given."""
+    if isinstance(checkpoint, Mapping):
+        return checkpoint
+    path = resolve(checkpoint)
+    if not path.is_file():
+        raise ValueError(f"checkpoint {checkpoint}: no file {path}")
+    try:
+        return _load(path)
+    except Exception as error:  # safetensors and torch raise what the content makes them raise
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"checkpoint {checkpoint} is no safetensors file nor torch weights: {reason}") from None
+
+
+def _load(path: Path) -> Mapping[str, Tensor]:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"it holds a {type(loaded).__name__}, not a state dict")
+    return loaded
+
+
+def _fitting(loaded: Mapping[str, Tensor], network: nn.Module, number: int) -> State:
+    """A state dict as a state of the network: θ, and all else that it holds."""
+    wanted = network.state_dict()
+    for problem, names in (("lacks", wanted.keys() - loaded.keys()), ("has an unknown", loaded.keys() - wanted.keys())):
+        if names:
+            raise ValueError(f"checkpoint {number} does not fit the model: it {problem} {min(names)}")
+    for name, value in wanted.items():
+        if loaded[name].shape != value.shape:
+            shapes = f"{tuple(loaded[name].shape)} where {tuple(value.shape)} is needed"
+            raise ValueError(f"checkpoint {number} does not fit the model: {name} has shape {shapes}")
+    theta = trainable(network)
+    own = dict(network.named_parameters()) | dict(network.named_buffers())  # a tensor under two names once
+    held = {name: torch.empty_like(p).copy_(loaded.get(name, p)).detach() for name, p in own.items()}
+    return State({name: held[name] for name in theta}, {name: p for name, p in held.items() if name not in theta})
+
+
+def _fingerprint(states: list[State]) -> str:
+    digest = sha256()
+    for state in states:
+        for name, value in (state.theta | state.rest).items():
+            digest.update(name.encode() + np.ascontiguousarray(value.cpu()).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,124 @@
+"""Laplace: a Gaussian at a trained mode, from the curvature there."""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from tdalib.data import Task
+from tdalib.networks import Theta, trainable
+from tdalib.options import NonNegative
+from tdalib.samplers.draw import Draw
+from tdalib.samplers.ensemble import modes
+from tdalib.samplers.posterior import NOISE, Member, Posterior, derive_seed, register
+
+FIT_BATCH = {"full": 32, "kron": 32, "diag": 4}  # points; the Jacobians that "diag" forms stay in the cache
+
+MOST = 20_000  # weights for which the full matrix is made, 1.6 GB in float32
+
+
+@register("laplace")
+def laplace(
+    posterior: Posterior,
+    *,
+    subset: Literal["last_layer", "all"] = "last_layer",
+    structure: Literal["full", "kron", "diag"] = "full",
+    temperature: NonNegative = 1.0,
+) -> Posterior:
+    """Laplace: θ ~ N(θ*, T (n (H + λI))⁻¹) at the mode θ* that a member's training finds, by laplace-torch.
+
+    H is the generalised Gauss–Newton matrix of the mean loss, n λ the precision of the prior. It covers the last layer
+    alone (the rest of θ stays at the mode) or all trained weights. The Gauss–Newton matrix is the Hessian for models
+    linear in θ and at an optimum; training stops before one, so θ* is its centre, not a maximum. The weight decay of
+    the default recipe is so weak a prior that draws at T = 1 have losses of many nats, over all weights more than over
+    the last layer; T = 0.01 and less stays near the mode.
+
+    Parameters
+    ----------
+    subset : {"last_layer", "all"}
+        Weights that vary.
+    structure : {"full", "kron", "diag"}
+        Of the matrix. "full" holds P × P numbers for P weights, at most 20,000; "kron" and "diag" approximate it by
+        Kronecker factors of each layer and by its diagonal.
+    temperature : float
+        T scales the covariance; 0 gives the mode.
+
+    Without a point the mode is trained again and H made without it; the standard normals are the same
+    (those of a GPU differ from a CPU's).
+
+    Raises
+    ------
+    ValueError
+        laplace-torch is not installed or does not know the objective, or the recipe has no weight decay that is an L2
+        term; in a run, too many weights for "full", or points that are weighed other than 0 and 1.
+
+    Source: MacKay 1992, Neural Computation 4:448; Daxberger et al. 2021, arXiv:2106.14806.
+    """
+    if find_spec("laplace") is None:
+        raise ValueError("sampler 'laplace' needs the package laplace-torch: pip install 'tdalib[posteriors]'")
+    if posterior.recipe.l2("sampler 'laplace'") == 0:
+        raise ValueError("weight_decay: 0 leaves laplace without a prior; it must be above 0")
+    if posterior.task.objective.likelihood is None:
+        raise ValueError(
+            f"sampler 'laplace': laplace-torch knows no likelihood of the objective {posterior.task.objective.name!r}; "
+            "it needs one registered with a likelihood"
+        )
+    options = {"subset": subset, "structure": structure, "temperature": temperature}
+    return replace(posterior, sample=run_laplace, options=options, kind="independent")
+
+
+def run_laplace(
+    posterior: Posterior, member: Member, weights: Tensor, *, subset, structure, temperature
+) -> Iterator[list[Draw]]:
+    """One member: a training and draws from the Gaussian at its end, once for each row of `weights`."""
+    task = posterior.task
+    for weight, mode in zip(weights, modes(posterior, member, weights), strict=True):
+        if not set(weight.unique().tolist()) <= {0.0, 1.0}:
+            raise ValueError("laplace: a point is in the data or not; its weight must be 0 or 1")
+        left = weight.nonzero()[:, 0]
+        counted = len(left) if posterior.renormalise else len(weight)  # n H is that of so many points
+        fitted, names = _fit(mode, task, left, counted, subset, structure)
+        stream = torch.Generator(task.train.device).manual_seed(derive_seed(member.batch_seed, 0, NOISE))
+        drawn = fitted.sample(posterior.checkpoints, stream)
+        samples = fitted.mean + (temperature * counted / len(weight)) ** 0.5 * (drawn - fitted.mean)
+        yield posterior.around(mode, (mode.theta | _named(sample, names, mode.theta) for sample in samples))
+
+
+def _fit(mode: Draw, task: Task, left: Tensor, counted: int, subset: str, structure: str):
+    """laplace-torch's posterior at the mode given the points left, and the names of the weights it covers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own torch.jit
+        from laplace import Laplace  # takes seconds
+    network = mode.module().to(memory_format=torch.contiguous_format)  # laplace-torch views parameters flat
+    count = sum(p.numel() for p in mode.theta.values())
+    if (subset, structure) == ("all", "full") and count > MOST:
+        raise ValueError(f"laplace: structure 'full' is not possible for all {count:,} weights; choose kron or diag")
+    fitted = Laplace(
+        network,
+        task.objective.likelihood,
+        subset_of_weights=subset,
+        hessian_structure=structure,
+        prior_precision=float(counted * mode.recipe.weight_decay),
+    )
+    points = task.train[left]
+    if isinstance(points.inputs, dict):
+        raise ValueError("sampler 'laplace': laplace-torch takes inputs of one tensor, not a dict of them")
+    given = TensorDataset(points.inputs, points.targets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        fitted.fit(DataLoader(given, FIT_BATCH[structure], generator=torch.Generator()))  # else the global one moves
+    if subset == "all":
+        return fitted, list(trainable(network))
+    last = fitted.model.last_layer
+    (prefix,) = (name for name, module in fitted.model.model.named_modules() if module is last)
+    return fitted, [f"{prefix}.{name}" for name, _ in last.named_parameters()]
+
+
+def _named(vector: Tensor, names: list[str], theta: Theta) -> Theta:
+    parts = vector.split([theta[name].numel() for name in names])
+    return {name: part.view_as(theta[name]) for name, part in zip(names, parts, strict=True)}

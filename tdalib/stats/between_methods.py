@@ -1,0 +1,253 @@
+"""Do methods agree, with each other and with the ground truth: over pairs, and draw by draw."""
+
+import json
+import warnings
+
+import numpy as np
+import scipy.special
+import scipy.stats
+import xarray as xr
+
+from tdalib.stats.draws import check_length, check_share, check_tau, in_blocks, member_draws
+from tdalib.stats.top_lists import in_top, proponents
+
+PAIRS = 10_000  # whose resamples are correlated
+SPLITS = 20  # of the members into halves
+STATISTICS = ["mean", "std", "snr", "p_t", "p_noise"]
+
+
+def agreement(tau: xr.DataArray, *, k: int = 5, resamples: int = 200, level: float = 0.9, seed: int = 0) -> xr.Dataset:
+    """How alike methods see the pairs: correlations of their tables, signs, and the head of their lists.
+
+    Parameters
+    ----------
+    tau : DataArray (sample, train, test, method) with the coordinate `member`
+    k : int
+        Length of the lists.
+    resamples, level, seed
+        Of the bootstrap over members: how many, the level of the interval, the seed.
+
+    Returns
+    -------
+    Dataset
+        `correlation` (statistic, kind, method, other): over pairs, of "mean", "std", "snr", "p_t" and "p_noise" as in
+        `per_pair`; kind "pearson" or "spearman". A pair for which a method has no finite value is left out of all.
+        `low`, `high`: a confidence interval of the correlation that so many members give on average. Members are
+        resampled for all methods together; the scatter of Fisher's z is laid around the estimate, because resampled
+        means are noisier than the means and so correlate less, and widened for few members (Hesterberg 2015, Amer.
+        Statist. 69:371). Where pairs have noise of their own and are many it is too wide, since resamples differ in how
+        many members they hold; for "std" and heavy tails it can be too narrow. NaN for fewer than 4 members. Of more
+        than 10,000 pairs as many are drawn at random for it.
+        `same_sign` (method, other): share of pairs whose means have one sign, of those where neither is 0.
+        `top_k` (test, method, other): share of the `k` strongest proponents, by mean, that two methods have in common.
+
+    Raises
+    ------
+    ValueError
+        One member alone, an impossible `level` or `k`.
+    """
+    check_share("level", level)
+    draws, x = _draws(tau)  # x: (member, method, pair)
+    check_length(k, draws.sizes["train"])
+    found = _correlations(x)
+    low, high = _interval(found, x, resamples, level, np.random.default_rng(seed))
+    sign = np.sign(x.mean(0))  # (method, pair): −1, 0 or 1
+    neither_is_0 = abs(sign) @ abs(sign).T  # (method, other), a number of pairs
+    alike = (neither_is_0 + sign @ sign.T) / 2  # the product of signs adds those alike and takes away the others
+    same_sign = alike / np.where(neither_is_0 > 0, neither_is_0, np.nan)
+    top = in_top(proponents(draws.mean("member"), k), draws.sizes["train"])  # (test, method, train)
+    top[draws.isnull().any(("member", "train")).values] = np.nan  # lists with a gap
+    shared = top @ top.swapaxes(1, 2)  # (test, method, other), a number of points
+    names = draws.method.values
+    dims = ("statistic", "kind", "method", "other")
+    return xr.Dataset(
+        {
+            "correlation": (dims, found),
+            "low": (dims, low),
+            "high": (dims, high),
+            "same_sign": (("method", "other"), same_sign),
+            "top_k": (("test", "method", "other"), shared / k),
+        },
+        {"statistic": STATISTICS, "kind": ["pearson", "spearman"], "method": names, "other": names},
+        {"members": len(x), "level": level, "k": k},
+    )
+
+
+def noise_ceiling(tau: xr.DataArray, truth: str = "loo", *, seed: int = 0) -> xr.Dataset:
+    """How well a method can correlate with a ground truth that is noisy itself, and how near each comes to that.
+
+    By Pearson's correlation over pairs: the rules below do not hold for ranks, where they can be far off.
+
+    Parameters
+    ----------
+    tau : DataArray (sample, train, test, method) with the coordinate `member`
+    truth : str
+        The method that is compared with.
+    seed : int
+        Of the splits of the members into halves, over which is averaged.
+
+    Returns
+    -------
+    Dataset
+        `reliability` (method): correlation over pairs of the means of τ with those of as many other members, from
+        those of two halves by the formula of Spearman and Brown (both 1910).
+        `ceiling`: the square root of the truth's reliability, what its noiseless expectation would reach.
+        `correlation` (method): of the means with the truth's, the noise of shared members included.
+        `of_ceiling` (method): correlation / ceiling. A method from the same members shares their noise with the truth,
+        so that it can pass 1.
+        `true_correlation` (method): of the expectations, free of noise: the correlation of a method on one half with
+        the truth on the other, divided by the geometric mean of the two's split-half correlations (Spearman 1904). It
+        can pass 1 and scatters where the noise is strong; NaN where a split-half correlation is not above 0.
+
+    Raises
+    ------
+    ValueError
+        It is no τ, one member alone, or a truth that is not among the methods.
+    """
+    draws, x = _draws(tau)
+    at = _names(draws, truth).index(truth)
+    members, methods, _ = x.shape
+    half, stream = members // 2, np.random.default_rng(seed)
+    across = np.zeros((methods, methods))  # (method on one half, method on the other)
+    for _ in range(SPLITS):
+        order = stream.permutation(members)
+        one, other = x[order[:half]], x[order[half : 2 * half]]
+        across += _correlation(one.mean(0), other.mean(0)) / SPLITS
+    own = np.where(across > 0, across, np.nan).diagonal()  # (method,): the split-half correlations
+    reliability = own * members / half / (1 + (members / half - 1) * own)  # Spearman and Brown's, from half to all
+    table = xr.Dataset(
+        {
+            "reliability": ("method", reliability),
+            "ceiling": ((), np.sqrt(reliability[at])),
+            "correlation": ("method", _correlation(x.mean(0), x.mean(0))[at]),
+            "true_correlation": ("method", across[at] / np.sqrt(own[at] * own)),
+        },
+        {"method": draws.method.values},
+        {"members": members, "truth": truth},
+    )
+    return table.assign(of_ceiling=table.correlation / table.ceiling)
+
+
+def distances(tau: xr.DataArray, truth: str = "loo") -> xr.Dataset:
+    """How far the draws of τ of each method lie from those of the ground truth, pair by pair, after rescaling.
+
+    Parameters
+    ----------
+    tau : DataArray (sample, train, test, method)
+    truth : str
+        The method that is compared with.
+
+    Returns
+    -------
+    Dataset
+        `scale` (method): what the method's draws are multiplied by, since methods have different units: the factor,
+        not below 0, for which the mean squared Wasserstein-2 distance over all pairs is least.
+        `w1`, `w2` (train, test, method): Wasserstein distances, in the unit of the truth.
+        `energy`: the energy distance (2 ∫ (F − G)²)^½ of scipy, in the square root of that unit.
+        `ks`: Kolmogorov and Smirnov's, the largest |F − G|.
+        NaN where a τ is missing. The truth itself is left out.
+
+    Raises
+    ------
+    ValueError
+        The truth is not among the methods, or there is nothing else.
+    """
+    check_tau(tau, "method")
+    others = [name for name in _names(tau, truth) if name != truth]
+    if not others:
+        raise ValueError(f"there is no method beside {truth!r} to compare with it")
+    core = {"input_core_dims": [["sample"]], "output_core_dims": [["sample"]]}
+    ordered = xr.apply_ufunc(np.sort, in_blocks(tau), **core, dask="parallelized", output_dtypes=[tau.dtype]).compute()
+    true = ordered.loc[{"method": truth}].drop_vars("method")
+    other = ordered.loc[{"method": others}]
+    other = other.where((true + other).notnull().all("sample"))  # a pair is whole or missing
+    over = ["sample", "train", "test"]
+    square = (other**2 * true.notnull()).sum(over)
+    scale = ((true * other).sum(over) / square.where(square > 0, 1)).clip(min=0)  # least squares through 0
+    table = xr.apply_ufunc(
+        _distances, true.chunk(train=5), other.chunk(train=5) * scale,
+        input_core_dims=[["sample"], ["sample"]], output_core_dims=[["distance"]], dask="parallelized",
+        output_dtypes=[float], dask_gufunc_kwargs={"output_sizes": {"distance": 4}},
+    )  # fmt: skip
+    table = table.compute().assign_coords(distance=["w1", "w2", "energy", "ks"]).to_dataset("distance")
+    unit = json.loads(tau.attrs.get("units", "{}")).get(truth, "")
+    return table.assign(scale=scale).assign_attrs(truth=truth, unit=unit)
+
+
+def _distances(true: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """w1, w2, energy and ks of sorted draws: two arrays (…, sample) → (…, distance)."""
+    true, other = np.broadcast_arrays(true, other)
+    apart = abs(true - other).astype(np.float64)
+    w2 = np.sqrt(np.square(apart).mean(-1))
+    pooled = np.concatenate([true, other], -1).astype(np.float64)
+    order = np.argsort(pooled, -1)
+    step = np.where(order < true.shape[-1], 1.0, -1.0) / true.shape[-1]  # F rises at draws of the truth, G at others
+    above = np.cumsum(step, -1)[..., :-1]  # F − G between neighbours
+    gap = np.diff(np.take_along_axis(pooled, order, -1))  # 0 where draws are equal
+    energy = np.sqrt(2 * (above**2 * gap).sum(-1))
+    ks = np.where(gap > 0, abs(above), 0).max(-1)
+    ks = np.where(np.isnan(energy), np.nan, ks)
+    return np.stack([apart.mean(-1), w2, energy, ks], -1)
+
+
+def _draws(tau: xr.DataArray) -> tuple[xr.DataArray, np.ndarray]:
+    """τ by member, (member, train, test, method), and the pairs that no method lacks, (member, method, pair).
+
+    Members are put into an order of their own, so that resamples and splits do not depend on that of the samples.
+    """
+    draws = member_draws(tau, at_least=2)
+    x = draws.values.reshape(len(draws), -1, draws.sizes["method"]).swapaxes(1, 2)  # (member, method, pair)
+    x = x[..., ~np.isnan(x).any((0, 1))]
+    return draws, x[np.lexsort(x.mean(-1).T)]
+
+
+def _names(tau: xr.DataArray, truth: str) -> list[str]:
+    """Those of the methods, the truth among them."""
+    names = [str(name) for name in np.atleast_1d(tau.method.values)]
+    if truth not in names:
+        raise ValueError(f"truth {truth!r} is not among the methods {', '.join(names)}")
+    return names
+
+
+def _correlations(x: np.ndarray) -> np.ndarray:
+    """Of the methods' STATISTICS over pairs: (member, method, pair) → (statistic, kind, method, other)."""
+    members, mean, std = len(x), x.mean(0), x.std(0, ddof=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        snr = np.where((mean == 0) & (std == 0), 0, abs(mean) / std)
+    p_t = 2 * scipy.special.stdtr(members - 1, -snr * np.sqrt(members))
+    found = []
+    for table in (mean, std, snr, p_t, 2 * scipy.special.ndtr(-snr)):  # (method, pair)
+        values = table[:, np.isfinite(table).all(0)]
+        ranks = scipy.stats.rankdata(values, axis=1)
+        found.append([_correlation(values, values), _correlation(ranks, ranks)])
+    return np.array(found)
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pearson's, of each row with each: (method, pair), (other, pair) → (method, other); NaN without scatter."""
+    if a.shape[1] < 2:
+        return np.full((len(a), len(b)), np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.corrcoef(a, b)[: len(a), len(a) :]  # the rows of a with those of b
+
+
+def _interval(found: np.ndarray, x: np.ndarray, resamples: int, level: float, stream: np.random.Generator):
+    """Low and high end for each of the correlations `found` in x, (member, method, pair)."""
+    members, _, pairs = x.shape
+    if members < 4:  # they tell their scatter too badly
+        return np.full((2, *found.shape), np.nan)
+    if pairs > PAIRS:
+        x = x[..., np.sort(stream.choice(pairs, PAIRS, replace=False))]
+    redrawn = [_correlations(x[stream.integers(members, size=members)]) for _ in range(resamples)]
+    z = _fisher(np.stack(redrawn))  # (resample, statistic, kind, method, other)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of methods that never vary
+        ends = np.nanquantile(z - np.nanmean(z, 0), [(1 - level) / 2, (1 + level) / 2], 0)
+    tail = (1 + level) / 2
+    student, normal = scipy.stats.t.ppf(tail, members - 1), scipy.stats.norm.ppf(tail)
+    wide = np.sqrt(members / (members - 1)) * student / normal  # means scatter more, and few members tell it badly
+    return np.tanh(_fisher(found) + wide * ends)
+
+
+def _fisher(r: np.ndarray) -> np.ndarray:
+    return np.arctanh(r.clip(-1 + 1e-12, 1 - 1e-12))

@@ -1,0 +1,157 @@
+"""The cost of a run: what was timed is counted up exactly, and the table holds what is still to be done."""
+
+from math import ceil
+from time import sleep
+from unittest.mock import patch
+
+import joblib
+import numpy as np
+import pytest
+import torch
+
+from tdalib import Experiment, Recipe, attribute, attributors, cost, deep_ensemble, removals, workers
+from tdalib.units import Work
+
+MEMBERS, CHECKPOINTS, POINTS, BLOCK = 3, 2, 90, 25
+DRAWING, RETRAINING, ESTIMATE = 6.0, 3.0, 0.5  # seconds that one call takes
+
+
+@pytest.fixture
+def posterior(digits):
+    return deep_ensemble("logreg", digits, Recipe(epochs=2), members=2, checkpoints=2)
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """One call takes the seconds above, or what is put here, a function of how many removals it is about."""
+    law = {"posterior": lambda n: DRAWING, "retraining": lambda n: RETRAINING, "estimate": lambda n: ESTIMATE}
+    asked = []
+
+    def seconds(call, on_gpu):
+        value = call()
+        if isinstance(value, dict):
+            kind, n = "estimate", next(iter(value.values())).shape[1]
+        elif isinstance(value[0], np.ndarray):
+            kind, n = "retraining", value[0].shape[1]
+        else:
+            kind, n = "posterior", 0
+        asked.append((kind, n))
+        return value, law[kind](n), 0.1
+
+    monkeypatch.setattr(cost, "_timed", seconds)
+    law["asked"] = asked
+    return law
+
+
+@pytest.fixture
+def seconds(blobs, monkeypatch):
+    """What `costs` says of methods, in seconds; this process plays all workers."""
+    parallel = workers.parallel
+    monkeypatch.setattr(workers, "parallel", lambda work, device, jobs, scheduler: parallel(work, device, 1, scheduler))
+    monkeypatch.setattr(joblib, "effective_n_jobs", lambda jobs: jobs)
+
+    def costs(methods, path=None, jobs=1, stack=None):
+        posterior = ensemble(blobs, stack)
+        work = Work(posterior, removals.every_point(blobs.train), {name: attributors.get(name) for name in methods},
+                    {name: {} for name in methods})  # fmt: skip
+        return cost.costs(work, path, jobs)["minutes"] * 60
+
+    return costs
+
+
+def ensemble(task, stack=None):
+    return deep_ensemble("logreg", task, Recipe(epochs=2), members=MEMBERS, checkpoints=CHECKPOINTS, stack=stack)
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3, 4])
+def test_work_is_divided_by_the_workers_and_members_take_turns(timed, seconds, jobs):
+    table = seconds(["loo", "gd"], jobs=jobs)
+    assert table["posterior"] == pytest.approx(DRAWING * ceil(MEMBERS / jobs))
+    assert table["loo"] == pytest.approx(RETRAINING * POINTS * MEMBERS / jobs)
+    assert table["gd"] == pytest.approx(ESTIMATE * CHECKPOINTS * MEMBERS / jobs)
+    assert table["total"] == pytest.approx(table[:-1].sum())
+
+
+@pytest.mark.parametrize("stack", [1, 50, 100])
+def test_a_stack_is_as_many_removals_as_it_holds(timed, seconds, stack):
+    in_one = min(stack, POINTS)
+    assert seconds(["loo"], stack=stack)["loo"] == pytest.approx(RETRAINING * POINTS / in_one * MEMBERS)
+    assert ("retraining", in_one) in timed["asked"]
+
+
+@pytest.mark.parametrize(
+    ("law", "of_all", "sizes"),
+    [(lambda n: 1.0 * n, 90.0, [25]), (lambda n: 0.1 + 0.01 * n, 1.0, [25, 90])],
+    ids=["slow: counted up from a block", "quick: timed whole"],
+)
+def test_an_estimate_is_timed_on_all_removals_where_that_is_quick(timed, seconds, law, of_all, sizes):
+    timed["estimate"] = law
+    assert seconds(["if"])["if"] == pytest.approx(of_all * CHECKPOINTS * MEMBERS)
+    assert [n for kind, n in timed["asked"] if kind == "estimate"] == sizes
+
+
+def test_what_sees_many_draws_is_timed_on_them_and_what_sees_all_members_has_one_worker(timed, seconds):
+    with patch.dict(attributors.METHODS):
+
+        @attributors.register("of_run", unit="1", scope="run", sets="sum")
+        def of_run(run, task):
+            return torch.zeros(len(run.draws), len(task.train), len(task.test))
+
+        @attributors.register("of_all", unit="1", scope="posterior", sets="sum")
+        def of_all(members, task):
+            return torch.zeros(len(members), len(task.train), len(task.test))
+
+        table = seconds(["of_run", "of_all"], jobs=2)
+    assert table["of_run"] == pytest.approx(ESTIMATE * MEMBERS / 2)
+    assert table["of_all"] == pytest.approx(ESTIMATE * MEMBERS)
+
+
+def test_what_is_half_done_costs_the_rest(timed, seconds, blobs, tmp_path):
+    path = tmp_path / "a.zarr"
+    attribute(ensemble(blobs), ["loo", "gd"], path=path, device="cpu", workers=1)
+    for chunk in ("0/1/0/0", "1/2/0/0", "1/3/0/1"):  # of member, block, test, method
+        (path / "tau/c" / chunk).unlink()
+    table, blocks = seconds(["loo", "gd"], path=path, jobs=2), ceil(POINTS / BLOCK)
+    assert table["posterior"] == pytest.approx(DRAWING)  # two members at once
+    assert table["loo"] == pytest.approx(RETRAINING * POINTS * 2 / blocks / 2)
+    assert table["gd"] == pytest.approx(ESTIMATE * CHECKPOINTS * 1 / blocks / 2)
+
+
+def test_memory_is_the_peak_meanwhile():
+    def run(megabytes):
+        held = np.ones(megabytes * 125_000)
+        sleep(0.1)
+        return held
+
+    held, seconds, memory = cost._timed(lambda: run(400), on_gpu=False)
+    assert memory == pytest.approx(0.4, abs=0.05)
+    assert held.nbytes == 400e6 and 0.1 < seconds < 10
+
+
+def test_table(posterior, tmp_path):
+    path = tmp_path / "a.zarr"
+    table = Experiment(posterior, ["loo", "gd"], path=path, workers=1).plan()
+    assert list(table.index) == ["posterior", "loo", "gd", "total"] and list(table.columns) == cost.COLUMNS
+    minutes, memory, disk = (table[column] for column in cost.COLUMNS)
+    assert (minutes > 0).all() and minutes["total"] == pytest.approx(minutes[:-1].sum())
+    assert memory["total"] == memory[:-1].max() and 0.1 < memory["total"] < 10
+    result = attribute(posterior, ["loo", "gd"], workers=1)
+    assert disk["gd"] * 1e9 == pytest.approx(result.tau.nbytes / 2)
+    assert disk["loo"] * 1e9 == pytest.approx(result.tau.nbytes / 2 + result.loss_without.nbytes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_stacks_are_planned(blobs):
+    posterior = deep_ensemble("logreg", blobs, Recipe(epochs=2, batch_size=4), members=1, checkpoints=2, stack=100)
+    assert Experiment(posterior, ["loo"], device="cpu", workers=1).plan().loc["loo", "minutes"] > 0
+
+
+def test_what_is_done_costs_nothing(posterior, tmp_path):
+    path = tmp_path / "a.zarr"
+    attribute(posterior, ["loo", "gd"], path=path, workers=1)
+    assert (Experiment(posterior, ["loo", "gd"], path=path).plan().to_numpy() == 0).all()
+    (path / "tau/c/1/0/0/0").unlink()
+    table = Experiment(posterior, ["loo", "gd"], path=path, workers=1).plan()
+    assert table.loc["loo", "minutes"] > 0 and table.loc["gd", "minutes"] == 0
+    with pytest.raises(ValueError, match="made with method_options"):
+        Experiment(posterior, ["loo"], path=path).plan()
