@@ -18,7 +18,6 @@ _MODULES = (
     "removals",
     "result",
     "units",
-    "cost",
     "experiment",
     "store",
     "workers",

@@ -2,8 +2,10 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from concurrent.futures import BrokenExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,13 +14,18 @@ import joblib
 import numpy as np
 import pandas as pd
 import xarray as xr
+from tqdm import tqdm
 
-from tdalib import attributors, cost, options, removals, result, stats, store, units
+from tdalib import attributors, options, removals, result, stats, store
 from tdalib.data import resolve
+from tdalib.options import Count
 from tdalib.removals import Removals
 from tdalib.samplers import Posterior
-from tdalib.units import Work
+from tdalib.stopwatch import Cost
+from tdalib.units import Unit, Work, draw_member, estimated, job, losses_without, measure
 from tdalib.workers import exact_repeat, parallel, resolve_device
+
+COLUMNS = ["minutes", "peak memory of a worker (GB)", "disk (GB)"]  # of a plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +64,9 @@ class Experiment:
     workers: int | None = None
     scheduler: str | None = None
 
+    def __post_init__(self):
+        options.check("", {"workers": Count | None}, {"workers": self.workers})
+
     def check(self) -> None:
         """Do everything that can fail on what is asked for, and write nothing.
 
@@ -70,10 +80,24 @@ class Experiment:
             store.check(resolve(self.path), self._empty)
 
     def plan(self) -> pd.DataFrame:
-        """What `run` will cost, by method; what the store already holds costs nothing. See `cost.costs`."""
+        """What `run` will cost; what the store already holds costs nothing. Nothing is written.
+
+        All workers time the same work side by side, as they will share cache and memory later; see `units.measure`.
+
+        Returns
+        -------
+        DataFrame
+            COLUMNS (disk is before compression) by "posterior" (the draws), method, and "total".
+        """
         self.check()
-        path = None if self.path is None else resolve(self.path)
-        return cost.costs(self._work, path, self.workers, self.scheduler)
+        path = resolve(self.path) if self.path else Path("no store")
+        units = self._work.pending(partial(store.is_done, path))
+        if not units:
+            return _table({})
+        with parallel(self._work, self._work.device, self.workers, self.scheduler) as (pool, shared):
+            at_once = joblib.effective_n_jobs(self.workers or -1)
+            measured = list(pool(joblib.delayed(measure)(shared) for _ in range(at_once)))
+        return _table(_costs(self._work, units, measured))
 
     def run(self) -> xr.Dataset:
         """The result, computed where the store does not hold it yet.
@@ -98,15 +122,49 @@ class Experiment:
             on.
         """
         self.check()
-        where = self.workers, self.scheduler
         if self.path is None:
             with TemporaryDirectory() as folder:
-                filled = units.fill(Path(folder) / "result.zarr", self._empty, self._work, *where).load()
+                filled = self._filled(Path(folder) / "result.zarr").load()
         else:
-            filled = units.fill(resolve(self.path), self._empty, self._work, *where)
+            filled = self._filled(resolve(self.path))
         if self.posterior.kind == "chain" and (line := stats.convergence_warning(stats.convergence(filled))):
             warnings.warn(f"{self.posterior.sampler}: {line}", stacklevel=2)
         return filled
+
+    def _filled(self, path: Path) -> xr.Dataset:
+        """The result in the store at `path`, what was missing computed."""
+        is_done = partial(store.is_done, path)
+        store.check(path, self._empty)
+        todo = not path.exists() or self._work.pending(is_done) or self._work.without_loss(is_done)
+        if todo or store.missing(path, self._empty):
+            with store.held(path):
+                store.create(path, self._empty)
+                try:
+                    self._compute(path)
+                except BrokenExecutor:
+                    raise RuntimeError(
+                        f"store {path}: a worker process was killed, perhaps for want of memory, which fewer workers "
+                        "save; the same run goes on from here"
+                    ) from None
+        return store.open_result(path)
+
+    def _compute(self, path: Path) -> None:
+        """Compute what is missing and write it, chunk by chunk."""
+        work, is_done = self._work, partial(store.is_done, path)
+        units, without_loss = work.pending(is_done), work.without_loss(is_done)
+        asked = {unit.member for unit in units} | set(without_loss)
+        members = work.members if None in asked else sorted(asked)
+        with parallel(work, work.device, self.workers, self.scheduler) as (pool, shared):
+            drawn = {}
+            sampling = (joblib.delayed(draw_member)(shared, k) for k in members)
+            for k, states, loss in tqdm(pool(sampling), desc="posterior", total=len(members), unit="member"):
+                drawn[k] = states, loss
+                if k in without_loss:
+                    store.write(path, "loss", work.chunk("loss", k), loss)
+            jobs = (job(shared, unit, work.methods[unit.method], drawn) for unit in units)
+            for written in tqdm(pool(jobs), desc="attribution", total=len(units), unit="unit"):
+                for name, at, values in written:
+                    store.write(path, name, at, values)
 
     @cached_property
     def _work(self) -> Work:
@@ -141,24 +199,33 @@ class Experiment:
 
     def _described(self) -> dict:
         """What a result depends on beside its data and model, for one made without a params file."""
-        posterior = self.posterior
-        build = getattr(posterior.build, "build", posterior.build)  # without masks
-        build = getattr(build, "func", build)  # without bound options
-        return {
-            "dataset": posterior.task.name,
-            "objective": posterior.task.objective.name,
-            "model": getattr(build, "__name__", type(build).__name__),
-            "members": len(posterior.members),
-            "sampler": posterior.sampler,
-            "sampler_options": {key: value for key, value in posterior.options.items() if key != "states"},
-            "seeds": [[m.init_seed, m.batch_seed] for m in posterior.members],
-            "checkpoints": posterior.checkpoints,
-            "stack": posterior.stack,
-            "removals": self.removals,
-            "methods": self._names,
-            "method_options": {name: (self.options or {}).get(name, {}) for name in self._names},
-            **(asdict(posterior.recipe) if posterior.recipe else {}),
-        }
+        options = {name: (self.options or {}).get(name, {}) for name in self._work.methods}
+        asked = {"removals": self.removals, "methods": list(options), "method_options": options}
+        return self.posterior.description() | asked
+
+
+def _costs(work: Work, units: list[Unit], measured: list[dict[str, Cost]]) -> dict[str, tuple[float, float, float]]:
+    """Minutes, memory and disk of the units by method, from what each of the workers measured for one member."""
+    whole = len(work.blocks)
+    seconds = {name: np.mean([costs[name].seconds for costs in measured]) for name in measured[0]}
+    memory = {name: max(costs[name].memory for costs in measured) for name in measured[0]}
+    members = {unit.member for unit in units}
+    turns = ceil((len(work.members) if None in members else len(members)) / len(measured))
+    rows = {"posterior": (turns * seconds["posterior"] / 60, memory["posterior"], 0.0)}
+    array = work.posterior.checkpoints * len(work.removals) * len(work.posterior.task.test) * 4 / 1e9  # GB of a member
+    for name, method in work.methods.items():
+        together = method.scope == "posterior"  # one unit, of all members
+        share = sum(len(unit.blocks) for unit in units if unit.method == name) / whole  # of members
+        share *= len(work.members) if together else 1
+        minutes = share * seconds[name] / (1 if together else len(measured)) / 60
+        rows[name] = minutes, memory[name], share * array * (2 if method.retrains else 1)
+    return rows
+
+
+def _table(rows: dict[str, tuple[float, float, float]]) -> pd.DataFrame:
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS, dtype=float)
+    table.loc["total"] = [table[COLUMNS[0]].sum(), table[COLUMNS[1]].max() if rows else 0, table[COLUMNS[2]].sum()]
+    return table
 
 
 def attribute(posterior: Posterior, methods: Sequence[str] | str, **asked) -> xr.Dataset:
@@ -211,7 +278,7 @@ def _probe(work: Work) -> None:
     one = replace(posterior, task=task, recipe=recipe, checkpoints=kept, members=posterior.members[:1])
     few = removals.every_point(task.train)
     if not work.removals.single:
-        few = Removals((np.arange(len(task.train)),), len(task.train), {}, single=False)
+        few = Removals((np.arange(1), np.arange(0)), len(task.train), {}, single=False)
     small = replace(work, posterior=one, removals=few).prepared()
     with exact_repeat():
         draws = small.posterior.draws(0)
@@ -225,9 +292,9 @@ def _probe(work: Work) -> None:
 
 def _try(small: Work, name: str, method, draws) -> None:
     if not method.retrains:
-        units.estimated(small, name, {0: draws}, small.removals)
+        estimated(small, name, {0: draws}, small.removals)
         return
-    without, _ = units.losses_without(small, 0, name, small.removals)
+    without, _ = losses_without(small, 0, name, small.removals)
     needed = (len(draws), len(small.removals), 1)
     if without.shape != needed:
         raise ValueError(f"method {name!r} gave losses of shape {without.shape} where {needed} is needed")

@@ -125,7 +125,7 @@ def get(objective: str | Objective | Callable) -> Objective:
 
 
 def _cross_entropy_gradient(outputs: Tensor, targets: Tensor) -> Tensor:
-    """p − e_y. The entry of the label is minus the sum of the others: p_y − 1 would cancel where the network is sure."""
+    """p − e_y. The label's entry is minus the sum of the others: p_y − 1 would cancel where the network is sure."""
     others = outputs.softmax(1)
     at = torch.arange(len(targets), device=outputs.device)
     others[at, targets] = 0

@@ -11,12 +11,12 @@ import numpy as np
 import xarray as xr
 
 from tdalib.attributors import Method
+from tdalib.chunks import TRAIN_BLOCK
 from tdalib.data import ROOT
 from tdalib.removals import Removals
 from tdalib.samplers import Posterior
 
 DIMS = ("sample", "train", "test", "method")
-TRAIN_BLOCK = 25  # removals in a chunk
 SIGN = "tau > 0: the train point helps; removing it raises the loss at the test point"
 PACKAGES = ("torch", "torchvision", "transformers", "peft", "numpy", "scipy", "xarray", "zarr")
 
@@ -90,29 +90,6 @@ def provenance(posterior: Posterior) -> dict:
         "init_seed": ("sample", np.repeat([m.init_seed for m in members], kept)),
         "batch_seed": ("sample", np.repeat([m.batch_seed for m in members], kept)),
     }
-
-
-def train_blocks(count: int) -> list[slice]:
-    """The blocks of removals that are a chunk each."""
-    return [slice(first, min(first + TRAIN_BLOCK, count)) for first in range(0, count, TRAIN_BLOCK)]
-
-
-def tau_chunk(member: int, block: int, method: int) -> tuple[int, ...]:
-    """Where a chunk of `tau` lies: what one method says of a block of removals in one member."""
-    return member, block, 0, method
-
-
-def loss_without_chunk(member: int, block: int) -> tuple[int, ...]:
-    return member, block, 0
-
-
-def loss_chunk(member: int) -> tuple[int, ...]:
-    return member, 0
-
-
-def stored_at_once(result: xr.Dataset) -> list[str]:
-    """Variables that are known before anything is computed: coordinates, and the points that are removed."""
-    return [*result.coords, *(name for name in ("removed",) if name in result)]
 
 
 def _labels(prefix: str, labels: dict[str, Sequence]) -> dict:

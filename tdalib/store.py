@@ -16,7 +16,6 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
 from tdalib.data import resolve
-from tdalib.result import stored_at_once
 
 SINCE = {"objective": None, "optimizer": "adam", "momentum": 0.0, "removals": None}  # params that older stores lack
 
@@ -189,3 +188,8 @@ def _full_disk_named(path: Path):
 def missing(path: Path, result: xr.Dataset) -> list[str]:
     """What is stored at once and `repair` removed: it would be read as zeros."""
     return [name for name in stored_at_once(result) if not is_done(path, name, (0,) * result[name].ndim)]
+
+
+def stored_at_once(result: xr.Dataset) -> list[str]:
+    """Variables that are known before anything is computed: coordinates, and the points that are removed."""
+    return [*result.coords, *(name for name in ("removed",) if name in result)]

@@ -1,25 +1,35 @@
-"""Units of work through joblib, each into its chunks of the store."""
+"""Units of work: what one process computes in one go, from a shared description of the work and θ."""
 
-from concurrent.futures import BrokenExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import joblib
 import numpy as np
 import torch
-import xarray as xr
-from tqdm import tqdm
 
-from tdalib import result, store, workers
 from tdalib.attributors import Method
+from tdalib.chunks import TRAIN_BLOCK, blocks, chunk
 from tdalib.data import Task
 from tdalib.networks import State, copy_of
 from tdalib.removals import Removals
 from tdalib.samplers import Draw, Posterior, Run
+from tdalib.stopwatch import Cost, timed
 from tdalib.workers import Shared, exact_repeat
 
 Written = list[tuple[str, tuple[int, ...], np.ndarray]]  # variable, chunk, values
+IsDone = Callable[[str, tuple[int, ...]], bool]  # (variable, chunk)
+
+ENOUGH = 20.0  # seconds that an estimate may be timed for
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is computed in one go by one method: some blocks of removals of one member, or of all (None)."""
+
+    member: int | None
+    method: str
+    blocks: list[int]
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,56 @@ class Work:
             posterior = posterior.embedded()
         return replace(self, posterior=replace(posterior, build=_Kept(posterior.build)))
 
+    @property
+    def members(self) -> range:
+        return range(len(self.posterior.members))
+
+    @property
+    def blocks(self) -> list[slice]:
+        return blocks(len(self.removals))
+
+    def chunk(self, name: str, member: int, block: int = 0, method: str | None = None) -> tuple[int, ...]:
+        """Where a chunk of a variable lies."""
+        return chunk(name, member, block, list(self.methods).index(method) if method else 0)
+
+    def pending(self, is_done: IsDone) -> list[Unit]:
+        """The units whose chunks are not all there, the longest first.
+
+        An estimate's unit is what is missing of a member, whose linear algebra all points share, or of all members for
+        a method that sees them together. A unit of retrainings is one block; or the blocks of a stack, all of them even
+        where one alone is missing, for the same stack as before.
+        """
+        units = []
+        for name, method in sorted(self.methods.items(), key=lambda item: not item[1].retrains):
+            missing = {member: self._missing(is_done, name, member) for member in self.members}
+            if method.scope == "posterior":
+                together = set().union(*missing.values())
+                units += [Unit(None, name, sorted(together))] if together else []
+                continue
+            for member, todo in missing.items():
+                groups = self._stacks() if method.retrains else [sorted(todo)]
+                units += [Unit(member, name, group) for group in groups if todo.intersection(group)]
+        return units
+
+    def without_loss(self, is_done: IsDone) -> list[int]:
+        """The members whose test losses are not there."""
+        return [k for k in self.members if not is_done("loss", chunk("loss", k))]
+
+    def _missing(self, is_done: IsDone, name: str, member: int) -> set[int]:
+        """The blocks of one member and method that are not there."""
+        variables = ["tau", "loss_without"] if self.methods[name].retrains else ["tau"]
+        return {
+            block
+            for block in range(len(self.blocks))
+            if not all(is_done(variable, self.chunk(variable, member, block, name)) for variable in variables)
+        }
+
+    def _stacks(self) -> list[list[int]]:
+        """The blocks that are trained as one stack."""
+        size = max(1, self.posterior.stacked // TRAIN_BLOCK)
+        whole = list(range(len(self.blocks)))
+        return [whole[first : first + size] for first in whole[::size]]
+
 
 class _Kept:
     """A network function that builds the network of one seed once, and gives copies of it."""
@@ -52,105 +112,13 @@ class _Kept:
         return copy_of(self.network)
 
 
-@dataclass(frozen=True)
-class Unit:
-    """What is computed in one go by one method: some blocks of removals of one member, or of all (None)."""
-
-    member: int | None
-    method: str
-    blocks: list[int]
-
-
-def fill(path: Path, empty: xr.Dataset, work: Work, jobs: int | None = None, scheduler=None) -> xr.Dataset:
-    """Compute what the store at `path` does not hold yet; `empty` is its `result.template`.
-
-    Raises
-    ------
-    ValueError
-        The store is another experiment's, or another run is writing it.
-    RuntimeError
-        A number is not finite, or a worker process was killed.
-    OSError
-        The disk is full.
-    """
-    store.check(path, empty)
-    whole = path.exists() and not (pending(path, work) or _without_loss(path, work) or store.missing(path, empty))
-    if not whole:
-        with store.held(path):
-            store.create(path, empty)
-            try:
-                _compute(path, work, jobs, scheduler)
-            except BrokenExecutor:
-                raise RuntimeError(
-                    f"store {path}: a worker process was killed, perhaps for want of memory, which fewer workers save; "
-                    "the same run goes on from here"
-                ) from None
-    return store.open_result(path)
-
-
-def pending(path: Path, work: Work) -> list[Unit]:
-    """The units whose chunks are not all there, the longest first.
-
-    An estimate's unit is what is missing of a member, whose linear algebra all points share, or of all members for a
-    method that sees them together. A unit of retrainings is one block; or the blocks of a stack, all of them even where
-    one alone is missing, for the same stack as before.
-    """
-    units = []
-    blocks = list(range(len(result.train_blocks(len(work.removals)))))
-    members = range(len(work.posterior.members))
-    stack = max(1, work.posterior.stacked // result.TRAIN_BLOCK)
-    for name, method in sorted(work.methods.items(), key=lambda item: not item[1].retrains):
-        missing = {member: _missing(path, work, name, member, blocks) for member in members}
-        if method.scope == "posterior":
-            todo = sorted(set().union(*missing.values()))
-            units += [Unit(None, name, todo)] if todo else []
-            continue
-        for member, todo in missing.items():
-            groups = [blocks[first : first + stack] for first in blocks[::stack]] if method.retrains else [sorted(todo)]
-            units += [Unit(member, name, group) for group in groups if todo.intersection(group)]
-    return units
-
-
-def _missing(path: Path, work: Work, name: str, member: int, blocks: list[int]) -> set[int]:
-    """The blocks of one member and method that are not there yet."""
-    k, retrains = list(work.methods).index(name), work.methods[name].retrains
-    return {
-        block
-        for block in blocks
-        if not store.is_done(path, "tau", result.tau_chunk(member, block, k))
-        or (retrains and not store.is_done(path, "loss_without", result.loss_without_chunk(member, block)))
-    }
-
-
-def _without_loss(path: Path, work: Work) -> list[int]:
-    members = range(len(work.posterior.members))
-    return [k for k in members if not store.is_done(path, "loss", result.loss_chunk(k))]
-
-
-def _compute(path: Path, work: Work, jobs: int | None, scheduler: str | None) -> None:
-    units = pending(path, work)
-    asked = {unit.member for unit in units} | set(_without_loss(path, work))
-    members = sorted(range(len(work.posterior.members)) if None in asked else asked)
-    with workers.parallel(work, work.device, jobs, scheduler) as (pool, shared):
-        drawn = {}
-        sampling = (joblib.delayed(draw_member)(shared, k) for k in members)
-        for k, states, loss in tqdm(pool(sampling), desc="posterior", total=len(members), unit="member"):
-            if not store.is_done(path, "loss", result.loss_chunk(k)):
-                store.write(path, "loss", result.loss_chunk(k), loss)
-            drawn[k] = states, loss
-        todo = (_job(shared, unit, work.methods[unit.method], drawn) for unit in units)
-        for written in tqdm(pool(todo), desc="attribution", total=len(units), unit="unit"):
-            for name, chunk, values in written:
-                store.write(path, name, chunk, values)
-
-
-def _job(shared: Shared, unit: Unit, method: Method, drawn: dict):
-    """The unit as a joblib job that carries θ or losses, and no network nor points."""
+def job(shared: Shared, unit: Unit, method: Method, drawn: dict[int, tuple[list[State], np.ndarray]]):
+    """The unit as a joblib job that carries θ or losses of its members, and no network nor points."""
     if method.retrains:
         # in a tuple: a bare array joblib would leave with one dask worker, and lose with it
         return joblib.delayed(retrain)(shared, unit, (drawn[unit.member][1],))
-    wanted = drawn if unit.member is None else [unit.member]
-    return joblib.delayed(estimate)(shared, unit, {k: drawn[k][0] for k in wanted})
+    members = drawn if unit.member is None else [unit.member]
+    return joblib.delayed(estimate)(shared, unit, {k: drawn[k][0] for k in members})
 
 
 def draw_member(shared: Shared, k: int) -> tuple[int, list[State], np.ndarray]:
@@ -166,16 +134,16 @@ def draw_member(shared: Shared, k: int) -> tuple[int, list[State], np.ndarray]:
 def retrain(shared: Shared, unit: Unit, losses_at_theta: tuple[np.ndarray]) -> Written:
     """The chunks of a unit of retrainings."""
     work, (loss,) = shared.get(Work.prepared), losses_at_theta
-    blocks = _blocks(work, unit)
-    removals = work.removals[np.concatenate([np.arange(len(work.removals))[block] for block in blocks.values()])]
+    where = {block: work.blocks[block] for block in unit.blocks}  # blocks next to each other
+    removals = work.removals[where[unit.blocks[0]].start : where[unit.blocks[-1]].stop]
     with exact_repeat():
         without, control = losses_without(work, unit.member, unit.method, removals)
     tau = without - (loss[:, None] if control is None else control)
-    written, first, k = [], 0, list(work.methods).index(unit.method)
-    for block, where in blocks.items():
-        rows = slice(first, first := first + where.stop - where.start)
-        written.append(("loss_without", result.loss_without_chunk(unit.member, block), without[:, rows]))
-        written.append(("tau", result.tau_chunk(unit.member, block, k), tau[:, rows, :, None]))
+    parts = np.cumsum([part.stop - part.start for part in where.values()])[:-1]
+    written = []
+    for block, of_loss, of_tau in zip(where, np.split(without, parts, 1), np.split(tau, parts, 1), strict=True):
+        written.append(("loss_without", work.chunk("loss_without", unit.member, block), of_loss))
+        written.append(("tau", work.chunk("tau", unit.member, block, unit.method), of_tau[..., None]))
     return _checked(unit, written)
 
 
@@ -193,12 +161,12 @@ def estimate(shared: Shared, unit: Unit, states: dict[int, list[State]]) -> Writ
     with exact_repeat():
         members = {k: draws_of(work.posterior, k, held) for k, held in states.items()}
         tau = estimated(work, unit.method, members, work.removals)
-    k = list(work.methods).index(unit.method)
-    return _checked(unit, [
-        ("tau", result.tau_chunk(member, block, k), of_member[:, where, :, None])
-        for member, of_member in tau.items()
-        for block, where in _blocks(work, unit).items()
-    ])  # fmt: skip
+    written = []
+    for member, of_member in tau.items():
+        for block in unit.blocks:
+            at = work.chunk("tau", member, block, unit.method)
+            written.append(("tau", at, of_member[:, work.blocks[block], :, None]))
+    return _checked(unit, written)
 
 
 def draws_of(posterior: Posterior, k: int, states: list[State]) -> list[Draw]:
@@ -249,12 +217,6 @@ def _check_shape(method: Method, tau: np.ndarray, train: int, test: int) -> None
         raise ValueError(f"method {method.name!r} gave τ of shape {tau.shape} where {needed} is needed")
 
 
-def _blocks(work: Work, unit: Unit) -> dict[int, slice]:
-    """Block → its removals."""
-    blocks = result.train_blocks(len(work.removals))
-    return {block: blocks[block] for block in unit.blocks}
-
-
 def _checked(unit: Unit, written: Written) -> Written:
     where = "" if unit.member is None else f" of member {unit.member}"
     for name, _, values in written:
@@ -275,3 +237,34 @@ def _check_finite(values: np.ndarray, what: str) -> None:
         raise RuntimeError(
             f"{what} is not finite; where a training or a chain diverged, a lower learning_rate or step_size helps"
         )
+
+
+def measure(shared: Shared) -> dict[str, Cost]:
+    """The cost of one member, by method, from timing a little of the real work; "posterior" is that of its draws.
+
+    Timed are a member's draws, one retraining or stack of them, and one draw's estimates of one block of removals, or
+    of all where those are quick.
+    """
+    work = shared.get(Work.prepared)
+    on_gpu, states = work.device == "cuda", []
+    costs = {"posterior": timed(lambda: states.extend(draw_member(shared, 0)[1]), on_gpu)}
+    with exact_repeat():
+        draws = draws_of(work.posterior, 0, states)
+        for name, method in work.methods.items():
+            if method.retrains:
+                some = work.removals[: work.posterior.stacked]
+                cost = timed(lambda: losses_without(work, 0, name, some), on_gpu)  # noqa: B023 (called at once)
+                costs[name] = cost.times(len(work.removals) / len(some))
+            else:
+                costs[name] = _of_estimate(work, name, draws, on_gpu)
+    return costs
+
+
+def _of_estimate(work: Work, name: str, draws: list[Draw], on_gpu: bool) -> Cost:
+    """The cost of a member's estimates by a method; one that sees a member's draws together is timed on all of them."""
+    seen = draws[:1] if work.methods[name].scope == "draw" else draws
+    block = work.removals[:TRAIN_BLOCK]
+    cost = timed(lambda: estimated(work, name, {0: seen}, block), on_gpu).times(len(work.removals) / len(block))
+    if cost.seconds < ENOUGH:
+        cost = timed(lambda: estimated(work, name, {0: seen}, work.removals), on_gpu)
+    return cost.times(len(draws) / len(seen))

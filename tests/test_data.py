@@ -55,6 +55,16 @@ def test_arrays_keep_their_values_and_float64():
     np.testing.assert_array_equal(task.x_train, given["x_train"])
 
 
+def test_integers_stay_integers_and_dicts_stay_dicts():
+    given = arrays(x_train={"ids": np.arange(12, dtype=np.int32).reshape(6, 2), "mask": np.ones((6, 2), bool)},
+                   x_test={"ids": np.arange(6).reshape(3, 2), "mask": np.zeros((3, 2), bool)})  # fmt: skip
+    task = data.from_arrays(**given)
+    assert task.x_train["ids"].dtype == torch.int64 and task.x_train["mask"].dtype == torch.bool
+    np.testing.assert_array_equal(task.x_train["ids"], given["x_train"]["ids"])
+    np.testing.assert_array_equal(task.train[[4, 1]].inputs["ids"], given["x_train"]["ids"][[4, 1]])
+    assert task.to(torch.float64).x_train["ids"].dtype == torch.int64
+
+
 def test_own_file(tmp_path):
     path = tmp_path / "mine.npz"
     np.savez(path, **arrays())
@@ -215,14 +225,20 @@ NAN = np.where(np.arange(24).reshape(6, 4) == 9, np.nan, 1.0)
         ({"y_test": np.array([0, -1, 1])}, "whole numbers"),
         ({"y_train": np.array(list("abcabc"))}, "y_train must hold whole numbers"),
         ({"y_train": np.array([0, 1, 2, 0, 1, 10**12])}, "label 1000000000000 but only 6 points"),
-        ({"y_test": np.array([0.0, 1.0, 2.0])}, "whole numbers"),
+        (
+            {"y_test": np.array([0.0, 1.0, 2.0])},
+            r"y_train are int64 of shape \(\), those of y_test are float64 of shape \(1,\); they must be alike",
+        ),
         ({"x_test": np.ones((3, 5))}, r"float64 of shape \(4,\), those of x_test are float64 of shape \(5,\)"),
         ({"x_train": np.ones((6, 4, 4, 2), np.uint8)}, "uint8 images need shape"),
         ({"x_test": np.ones((3, 4), np.float32)}, "must be alike"),
-        ({"x_train": np.ones((6, 4), np.int64)}, "x_train holds int64; give uint8 images or floats"),
+        ({"x_train": np.ones((6, 4), np.int64)}, r"x_train are int64 of shape \(4,\), those of x_test are float64"),
+        ({"x_train": np.ones((6, 4), complex)}, "x_train holds complex128; give uint8 images, floats or integers"),
+        ({"x_train": np.full((6, 4), "a")}, "x_train holds <U1; give uint8 images, floats or integers"),
         ({"x_train": 1.0}, "at least one point"),
         ({"x_train": np.ones(6)}, "at least one point and one feature axis"),
-        ({"train_index": np.arange(2)}, "one whole number for each of 6 points"),
+        ({"train_index": np.arange(2)}, r"train_index has shape \(2,\); it needs one .* for each of 6 points"),
+        ({"train_index": np.arange(6.0)}, "train_index must hold one whole number for each of 6 points"),
     ],
 )
 def test_bad_arrays_are_refused(changes, message):
@@ -265,3 +281,38 @@ def test_files_that_are_no_data(tmp_path):
 def test_bad_requests_are_refused(name, per_class, message):
     with pytest.raises(ValueError, match=message):
         data.load(name, train_per_class=per_class, test_per_class=1)
+
+
+@pytest.mark.parametrize(("name", "classes", "test"), [("mnist3_paper", 3, 300), ("cifar10_paper", 10, 50)])
+@pytest.mark.parametrize("size", [10, 20, 50])
+def test_the_papers_subsets_are_those_published(name, classes, test, size):
+    task = data.load(name, train_per_class=size, test_per_class=test, seed=7)
+    with np.load(data.SHIPPED[name]) as file:
+        chosen = file[f"train_{size}"]
+        assert task.train_index.tolist() == file["train_index"][chosen].tolist()
+        assert task.y_train.tolist() == file["y_train"][chosen].tolist()
+        assert task.test_index.tolist() == file["test_index"].tolist()
+    counts = np.bincount(task.y_train, minlength=classes).tolist()
+    if (name, size) == ("cifar10_paper", 10):
+        assert counts == [11, 9, 14, 10, 12, 5, 6, 6, 14, 13]
+    else:
+        assert counts == [size] * classes
+    few = data.load(name, train_per_class=size, test_per_class=2)
+    assert len(few.test) == 2 * classes and set(few.test_index) < set(task.test_index)
+
+
+def test_other_sizes_of_the_papers_subsets_are_refused():
+    with pytest.raises(
+        ValueError, match="train_per_class: 15 is not possible; mnist3_paper was published with 10, 20, 50"
+    ):
+        data.load("mnist3_paper", train_per_class=15, test_per_class=2)
+    with pytest.raises(ValueError, match="test_per_class: 301 is not possible; mnist3_paper has 1 to 300 per class"):
+        data.load("mnist3_paper", train_per_class=10, test_per_class=301)
+
+
+def test_a_file_of_regression_counts_points_in_all(tmp_path):
+    given = arrays(y_train=np.linspace(0, 1, 6), y_test=np.linspace(0, 1, 3))
+    np.savez(tmp_path / "mine.npz", **given)
+    task = data.load(str(tmp_path / "mine.npz"), train_per_class=4, test_per_class=3)
+    assert task.objective.name == "squared_error" and task.y_train.shape == (4, 1) and len(task.test) == 3
+    np.testing.assert_array_equal(task.y_train[:, 0], given["y_train"][task.train_index])

@@ -205,7 +205,11 @@ def test_other_params_are_refused_by_name(posterior, finished):
         (["gd", "tracin"], {}, "method 'tracin' is not known; choose from ats, gc, gd, if, loo"),
         ([], {}, "methods is empty; choose from ats, gc, gd, if, loo"),
         (["if"], {"if": {"damping": -1}}, "if.damping: -1 is not possible; input should be greater than 0"),
-        (["loo"], {"loo": {"protocol": "x"}}, "loo.protocol: 'x' is not possible; .* 'retrain', 'continue' or 'further'"),
+        (
+            ["loo"],
+            {"loo": {"protocol": "x"}},
+            "loo.protocol: 'x' is not possible; .* 'retrain', 'continue' or 'further'",
+        ),
         (["gd"], {"gd": {"solver": "cg"}}, "gd has no option 'solver'; it has memory"),
         (["gd"], {"if": {"solver": "cg"}}, "options for 'if', which is not among the methods gd"),
     ],

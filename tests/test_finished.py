@@ -86,7 +86,7 @@ def test_bad_checkpoints_are_refused(digits, states, tmp_path):
     (tmp_path / "noise.safetensors").write_bytes(b"noise")
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save(models.cnn2(digits, 0), tmp_path / "whole.pt")  # a pickled network, which weights_only refuses
-    refused("checkpoints is empty", [])
+    refused("members: no of 0 checkpoints", [])
     refused("no file", [tmp_path / "none.pt"])
     for name in ("noise.pt", "noise.safetensors", "whole.pt", "list.pt"):
         refused(f"{name} is no safetensors file nor torch weights", [tmp_path / name])
@@ -94,6 +94,6 @@ def test_bad_checkpoints_are_refused(digits, states, tmp_path):
     refused("checkpoint 1 does not fit the model: it lacks 0.weight", [states[0], lacking])
     refused("checkpoint 0 does not fit the model: it has an unknown x", [states[0] | {"x": torch.ones(1)}])
     refused("0.bias has shape", [states[0] | {"0.bias": torch.ones(1)}])
-    refused("members: 3 is not possible for 4 checkpoints", states, members=3)
-    refused("members: 2 numbers for 4 checkpoints", states, members=[0, 1])
-    refused("all members need equally many", states, members=[0, 0, 0, 1])
+    refused("members: 2, 1, 1 of 4 checkpoints", states, members=3)
+    refused("members: 1, 1 of 4 checkpoints", states, members=[0, 1])
+    refused("each member needs one at least, all equally many", states, members=[0, 0, 0, 1])

@@ -23,7 +23,7 @@ def write(path, **values):
     ("values", "message"),
     [
         ({"memebrs": 3}, "unknown key 'memebrs'; allowed are name, dataset, dataset_options, train_per_class"),
-        ({"methods": "[loo, lime]"}, "methods: method 'lime' is not known; choose from ats, gc, gd, if, loo"),
+        ({"methods": "[loo, lime]"}, "methods.1: method 'lime' is not known; choose from ats, gc, gd, if, loo"),
         ({"methods": "[gd, gd]"}, "methods: a method is named twice"),
         ({"methods": "[]"}, "methods: [] is not possible"),
         ({"train_per_class": 200}, "train_per_class: 200 is not possible; mnist3 has 1 to 100 per class"),
@@ -32,12 +32,15 @@ def write(path, **values):
         ({"checkpoints": 16}, "checkpoints: 16 is not possible with 1 epochs"),
         ({"model": "cnn9"}, "model: model 'cnn9' is not known; choose from cnn2, cnn3, logreg, mlp, vit_lora"),
         ({"sampler": "mcmc"}, "sampler: sampler 'mcmc' is not known"),
-        ({"sampler_options": "{vari: init}"}, "sampler_options: deep_ensemble has no option 'vari'; it has vary"),
+        (
+            {"sampler_options": "{vari: init}"},
+            "sampler_options: deep_ensemble has no option 'vari'; it has stack, vary",
+        ),
         (
             {"sampler_options": "{vary: all}"},
             "deep_ensemble.vary: 'all' is not possible; input should be 'init', 'batch' or 'both'",
         ),
-        ({"method_options": "{if: {slover: cg}}"}, "if has no option 'slover'; it has solver, damping"),
+        ({"method_options": "{if: {slover: cg}}"}, "if has no option 'slover'; it has solver, damping, memory"),
         ({"method_options": "{if: {solver: lu}}"}, "if.solver: 'lu' is not possible; input should be 'ggn' or 'cg'"),
         ({"dataset_options": "{size: 64}"}, "dataset_options: mnist3 has no option 'size'; it has none"),
         ({"schedule": "cosine"}, "schedule: 'cosine' is not possible; input should be 'constant' or 'linear'"),

@@ -217,7 +217,9 @@ def _objective(objective, targets: np.ndarray) -> Objective:
 def _label(values, count: int, key: str) -> np.ndarray:
     values = np.asarray(values)
     if values.shape != (count,):
-        raise ValueError(f"{key} has shape {values.shape}; it needs one whole number or label for each of {count} points")
+        raise ValueError(
+            f"{key} has shape {values.shape}; it needs one whole number or label for each of {count} points"
+        )
     return values.astype(object) if values.dtype.kind in "US" else values
 
 

@@ -11,7 +11,7 @@ from tdalib.options import Count, Number
 
 @register("logreg")
 def logreg(task: Task, seed: int) -> nn.Module:
-    """Multinomial logistic regression, or linear regression of floats: convex, so that attribution has exact answers."""
+    """Multinomial logistic regression, or linear regression of floats: convex, so attribution has exact answers."""
     return nn.Sequential(nn.Flatten(), nn.Linear(_features("logreg", task), task.outputs))
 
 

@@ -1,7 +1,6 @@
 """The models by name: what every function (task, seed) → nn.Module gets, whoever wrote it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial, wraps
 
 import torch
@@ -55,20 +54,10 @@ def _couples(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
 
 
-@dataclass(frozen=True)
-class Copies:
-    """The network function of a network that is there: a copy of it, whatever the seed."""
-
-    network: nn.Module
-
-    def __call__(self, task: Task, seed: int) -> nn.Module:
-        return copy_of(self.network)
-
-
 def get(model: str | Callable | nn.Module, **options) -> Callable[[Task, int], nn.Module]:
     """The network function called so, or made of a function (task, seed) or of a network, with its options bound."""
     if isinstance(model, nn.Module):
-        function = _seeded(Copies(model).__call__)
+        function = _seeded(lambda task, seed: copy_of(model))  # whatever the seed
     elif callable(model):
         function = model if getattr(model, "func", model) in MODELS.values() else _seeded(model)
     else:

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
-from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tdalib import models
@@ -46,22 +46,25 @@ def from_checkpoints(
     ValueError
         A file that cannot be read or does not fit the network, or members with unequal numbers of checkpoints.
     """
-    whose = _whose(members, len(checkpoints))
+    count = len(checkpoints)
+    if isinstance(members, int):
+        whose = np.arange(count) * members // max(1, count)
+    else:
+        whose = np.arange(count) if members is None else np.asarray(members)
+    counts = dict(zip(*np.unique(whose, return_counts=True), strict=True))
+    if len(whose) != count or len(set(counts.values())) != 1:
+        held = ", ".join(map(str, counts.values())) or "no"
+        raise ValueError(f"members: {held} of {count} checkpoints; each member needs one at least, all equally many")
     build = models.get(model)
     network = build(task, 0)
     states = [_fitting(_read(each), network, k) for k, each in enumerate(checkpoints)]
-    of_member = {
-        index: [state for state, owner in zip(states, whose, strict=True) if owner == index] for index in whose
-    }
-    counts = {index: len(held) for index, held in of_member.items()}
-    if len(set(counts.values())) > 1:
-        raise ValueError(f"members: {counts} checkpoints each; all members need equally many")
+    of_member = {int(index): [states[k] for k in np.flatnonzero(whose == index)] for index in counts}
     return Posterior(
         task,
         build,
         recipe,
         tuple(Member(index, 0, 0) for index in of_member),
-        checkpoints=len(states) // len(of_member),
+        checkpoints=count // len(of_member),
         sample=_held,
         options={"states": of_member, "sha256": _fingerprint(states)},
         kind="finished",
@@ -81,21 +84,6 @@ def _held(posterior: Posterior, member: Member, weights: Tensor, *, states, sha2
         yield posterior.made(member, network, moved)
 
 
-def _whose(members: int | Sequence[int] | None, count: int) -> list[int]:
-    """The member of each checkpoint."""
-    if not count:
-        raise ValueError("checkpoints is empty; give at least one file or state dict")
-    if members is None:
-        return list(range(count))
-    if isinstance(members, int):
-        if members < 1 or count % members:
-            raise ValueError(f"members: {members} is not possible for {count} checkpoints; all need equally many")
-        return np.repeat(range(members), count // members).tolist()
-    if len(members) != count:
-        raise ValueError(f"members: {len(members)} numbers for {count} checkpoints; give one for each")
-    return [int(index) for index in members]
-
-
 def _read(checkpoint) -> Mapping[str, Tensor]:
     """The state dict of a file, or as it is given."""
     if isinstance(checkpoint, Mapping):
@@ -104,21 +92,12 @@ def _read(checkpoint) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"checkpoint {checkpoint}: no file {path}")
     try:
-        return _load(path)
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return dict(torch.load(path, map_location="cpu", weights_only=True).items())
     except Exception as error:  # safetensors and torch raise what the content makes them raise
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"checkpoint {checkpoint} is no safetensors file nor torch weights: {reason}") from None
-
-
-def _load(path: Path) -> Mapping[str, Tensor]:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(loaded, Mapping):
-        raise ValueError(f"it holds a {type(loaded).__name__}, not a state dict")
-    return loaded
 
 
 def _fitting(loaded: Mapping[str, Tensor], network: nn.Module, number: int) -> State:
@@ -127,13 +106,14 @@ def _fitting(loaded: Mapping[str, Tensor], network: nn.Module, number: int) -> S
     for problem, names in (("lacks", wanted.keys() - loaded.keys()), ("has an unknown", loaded.keys() - wanted.keys())):
         if names:
             raise ValueError(f"checkpoint {number} does not fit the model: it {problem} {min(names)}")
-    for name, value in wanted.items():
-        if loaded[name].shape != value.shape:
-            shapes = f"{tuple(loaded[name].shape)} where {tuple(value.shape)} is needed"
-            raise ValueError(f"checkpoint {number} does not fit the model: {name} has shape {shapes}")
-    theta = trainable(network)
     own = dict(network.named_parameters()) | dict(network.named_buffers())  # a tensor under two names once
-    held = {name: torch.empty_like(p).copy_(loaded.get(name, p)).detach() for name, p in own.items()}
+    held = {name: loaded.get(name, p) for name, p in own.items()}
+    for name, p in own.items():
+        if held[name].shape != p.shape:
+            shapes = f"{tuple(held[name].shape)} where {tuple(p.shape)} is needed"
+            raise ValueError(f"checkpoint {number} does not fit the model: {name} has shape {shapes}")
+    held = {name: torch.empty_like(p).copy_(held[name]).detach() for name, p in own.items()}
+    theta = trainable(network).keys()
     return State({name: held[name] for name in theta}, {name: p for name, p in held.items() if name not in theta})
 
 

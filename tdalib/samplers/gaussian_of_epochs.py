@@ -61,7 +61,7 @@ def run_swag(posterior: Posterior, member: Member, weights: Tensor, *, collect) 
 def gaussian(trajectory: list[Theta], count: int, stream: torch.Generator) -> Iterator[Theta]:
     """`count` draws from the SWAG Gaussian of a trajectory: θ̄ + √½ σ z₁ + D z₂ / √(2 (K − 1)), (P,) each."""
     mean, deviations, spread = {}, {}, {}
-    for name, p in trajectory[0].items():
+    for name in trajectory[0]:
         values = torch.stack([theta[name] for theta in trajectory])  # (K, ...)
         mean[name] = values.mean(0)
         deviations[name] = values - mean[name]
@@ -69,7 +69,7 @@ def gaussian(trajectory: list[Theta], count: int, stream: torch.Generator) -> It
     rank = max(1, len(trajectory) - 1)
     for _ in range(count):
         z1 = standard_normals(mean, stream)
-        z2 = torch.empty(len(trajectory), dtype=p.dtype).normal_(generator=stream).to(p.device)  # (K,)
+        z2 = torch.empty(len(trajectory), dtype=values.dtype).normal_(generator=stream).to(values.device)  # (K,)
         diagonal = {name: spread[name] * z1[name] / 2**0.5 for name in mean}
         low_rank = {name: torch.tensordot(z2, deviations[name], 1) / (2 * rank) ** 0.5 for name in mean}
         yield {name: centre + diagonal[name] + low_rank[name] for name, centre in mean.items()}

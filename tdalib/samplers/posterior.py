@@ -1,7 +1,7 @@
 """A posterior: members × checkpoints draws, each a pure function of the seeds, under any weights of the points."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from inspect import Signature, signature
 from typing import Any, Literal
@@ -194,6 +194,23 @@ class Posterior:
             for points in (self.task.train, self.task.test)
         )
         return replace(self, task=replace(self.task, train=train, test=test))
+
+    def description(self) -> dict:
+        """What its draws depend on beside its data and model, in plain values."""
+        build = getattr(self.build, "build", self.build)  # without masks
+        build = getattr(build, "func", build)  # without bound options
+        return {
+            "dataset": self.task.name,
+            "objective": self.task.objective.name,
+            "model": getattr(build, "__name__", type(build).__name__),
+            "members": len(self.members),
+            "sampler": self.sampler,
+            "sampler_options": {key: value for key, value in self.options.items() if key != "states"},
+            "seeds": [[m.init_seed, m.batch_seed] for m in self.members],
+            "checkpoints": self.checkpoints,
+            "stack": self.stack,
+            **(asdict(self.recipe) if self.recipe else {}),
+        }
 
     def fingerprint(self) -> str:
         """SHA-256 over the initial weights of the first member, frozen ones too: the same model, to the bit."""
