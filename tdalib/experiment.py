@@ -91,13 +91,14 @@ class Experiment:
         """
         self.check()
         path = resolve(self.path) if self.path else Path("no store")
-        units = self._work.pending(partial(store.is_done, path))
-        if not units:
+        is_done = partial(store.is_done, path)
+        units, members = self._work.pending(is_done), self._members(is_done)
+        if not members:
             return _table({})
         with parallel(self._work, self._work.device, self.workers, self.scheduler) as (pool, shared):
             at_once = joblib.effective_n_jobs(self.workers or -1)
             measured = list(pool(joblib.delayed(measure)(shared) for _ in range(at_once)))
-        return _table(_costs(self._work, units, measured))
+        return _table(_costs(self._work, units, len(members), measured))
 
     def run(self) -> xr.Dataset:
         """The result, computed where the store does not hold it yet.
@@ -135,8 +136,7 @@ class Experiment:
         """The result in the store at `path`, what was missing computed."""
         is_done = partial(store.is_done, path)
         store.check(path, self._empty)
-        todo = not path.exists() or self._work.pending(is_done) or self._work.without_loss(is_done)
-        if todo or store.missing(path, self._empty):
+        if not path.exists() or self._members(is_done) or store.missing(path, self._empty):
             with store.held(path):
                 store.create(path, self._empty)
                 try:
@@ -151,9 +151,7 @@ class Experiment:
     def _compute(self, path: Path) -> None:
         """Compute what is missing and write it, chunk by chunk."""
         work, is_done = self._work, partial(store.is_done, path)
-        units, without_loss = work.pending(is_done), work.without_loss(is_done)
-        asked = {unit.member for unit in units} | set(without_loss)
-        members = work.members if None in asked else sorted(asked)
+        units, members, without_loss = work.pending(is_done), self._members(is_done), work.without_loss(is_done)
         with parallel(work, work.device, self.workers, self.scheduler) as (pool, shared):
             drawn = {}
             sampling = (joblib.delayed(draw_member)(shared, k) for k in members)
@@ -165,6 +163,11 @@ class Experiment:
             for written in tqdm(pool(jobs), desc="attribution", total=len(units), unit="unit"):
                 for name, at, values in written:
                     store.write(path, name, at, values)
+
+    def _members(self, is_done) -> list[int]:
+        """The members whose draws are needed."""
+        asked = {unit.member for unit in self._work.pending(is_done)} | set(self._work.without_loss(is_done))
+        return list(self._work.members) if None in asked else sorted(asked)
 
     @cached_property
     def _work(self) -> Work:
@@ -204,13 +207,12 @@ class Experiment:
         return self.posterior.description() | asked
 
 
-def _costs(work: Work, units: list[Unit], measured: list[dict[str, Cost]]) -> dict[str, tuple[float, float, float]]:
+def _costs(work: Work, units: list[Unit], members: int, measured: list[dict[str, Cost]]) -> dict[str, tuple]:
     """Minutes, memory and disk of the units by method, from what each of the workers measured for one member."""
     whole = len(work.blocks)
     seconds = {name: np.mean([costs[name].seconds for costs in measured]) for name in measured[0]}
     memory = {name: max(costs[name].memory for costs in measured) for name in measured[0]}
-    members = {unit.member for unit in units}
-    turns = ceil((len(work.members) if None in members else len(members)) / len(measured))
+    turns = ceil(members / len(measured))
     rows = {"posterior": (turns * seconds["posterior"] / 60, memory["posterior"], 0.0)}
     array = work.posterior.checkpoints * len(work.removals) * len(work.posterior.task.test) * 4 / 1e9  # GB of a member
     for name, method in work.methods.items():

@@ -77,24 +77,28 @@ def plot_p_values(table: xr.Dataset, p: str, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_trust_map(table: xr.Dataset, method: str, *, ax: Axes | None = None) -> Axes:
-    """Signal-to-noise ratio of every pair of a method, points sorted by class; blue is signal, red is noise."""
+    """Signal-to-noise ratio of every pair of a method, points sorted by class; blue is signal, red is noise.
+
+    Points without classes, and removed sets, stay in their order.
+    """
     ax = ax or plt.gca()
-    rows, columns = (np.argsort(table[f"{split}_class"].values, kind="stable") for split in ("train", "test"))
+    classes = {split: _classes(table, split) for split in ("train", "test")}
+    rows, columns = (np.argsort(of_points, kind="stable") for of_points in classes.values())
     snr = table["snr"].sel({"method": method}).transpose("train", "test").values[np.ix_(rows, columns)]
     image = ax.imshow(
         snr.clip(0.1, 10), cmap="RdBu", norm="log", vmin=0.1, vmax=10, aspect="auto", interpolation="none"
     )
     for split, order, axis, line in (("train", rows, ax.yaxis, ax.axhline), ("test", columns, ax.xaxis, ax.axvline)):
-        classes, starts, counts = np.unique(
-            table[f"{split}_class"].values[order], return_index=True, return_counts=True
-        )
-        axis.set_ticks(starts + counts / 2 - 0.5, classes)
+        names, starts, counts = np.unique(classes[split][order], return_index=True, return_counts=True)
+        axis.set_ticks(starts + counts / 2 - 0.5, names)
         for start in starts[1:]:
             line(start - 0.5, color="0.2", linewidth=0.8)
     bar = ax.figure.colorbar(image, ax=ax, extend="both", label="SNR |mean τ| / std τ")
     bar.set_ticks([0.1, 0.3, 1, 3, 10], labels=["0.1", "0.3", "1", "3", "10"])
     bar.minorticks_off()
-    ax.set(xlabel="test points, by class", ylabel="train points, by class", title=method)
+    removed = "removed sets" if "size" in table.coords else "train points"
+    by = {split: ", by class" if f"{split}_class" in table.coords else "" for split in classes}
+    ax.set(xlabel=f"test points{by['test']}", ylabel=f"{removed}{by['train']}", title=method)
     return ax
 
 
@@ -219,6 +223,12 @@ def plot_proponents(top: xr.DataArray, task, test: int, *, axes=None) -> np.ndar
                 ax.set(xticks=[], yticks=[])
                 ax.spines[:].set(linewidth=4, color=colour(str(top.method.item())))
     return axes
+
+
+def _classes(table: xr.Dataset, split: str) -> np.ndarray:
+    """The class of every point; one without a name where there are none."""
+    name = f"{split}_class"
+    return table[name].values.astype(str) if name in table.coords else np.full(table.sizes[split], "")
 
 
 def _long(table: xr.Dataset, name: str) -> pd.DataFrame:

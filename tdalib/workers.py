@@ -60,38 +60,39 @@ def resolve_device(device: str, scheduler: str | None = None) -> str:
     return ("cuda" if usable else "cpu") if device == "auto" else device
 
 
-@contextmanager
 def parallel(work: Any, device: str, workers: int | None, scheduler: str | None):
-    """joblib's Parallel, and `work` as `Shared`: processes here, or a dask cluster; a GPU belongs to this process."""
-    jobs, token = workers or joblib.cpu_count(), uuid4().hex
+    """A context of joblib's Parallel, and `work` as `Shared`: processes here, or a dask cluster.
+
+    A GPU belongs to one process, this one.
+    """
+    jobs = workers or joblib.cpu_count()
     if scheduler is not None:
-        with _cluster(work, token, jobs, scheduler) as pool:
-            yield pool, Shared(token, Path())
-        return
-    settings = {"backend": "loky", "n_jobs": jobs, "inner_max_num_threads": 1}
-    settings |= {"initializer": _end_with, "initargs": (os.getpid(),)}
-    alone = device == "cuda" or jobs == 1
-    if alone:
-        _held[token] = work
-        settings = {"backend": "sequential"}
-    with _folder() as folder, joblib.parallel_config(**settings):
-        shared = Shared(token, folder / token)
-        if not alone:
-            shared.path.write_bytes(cloudpickle.dumps(work))
-        try:
-            with joblib.Parallel(return_as="generator_unordered") as pool:
-                yield pool, shared
-        finally:
-            _held.clear()
+        return _cluster(work, uuid4().hex, jobs, scheduler)
+    if device == "cuda" or jobs == 1:
+        return _alone(work, uuid4().hex)
+    return _processes(work, uuid4().hex, jobs)
 
 
 @contextmanager
-def _folder():
-    """A folder that is removed even where this process is killed: joblib's tracker watches over it."""
+def _alone(work: Any, token: str):
+    _held[token] = work
+    try:
+        with joblib.parallel_config("sequential"), joblib.Parallel(return_as="generator_unordered") as pool:
+            yield pool, Shared(token, Path())
+    finally:
+        _held.clear()
+
+
+@contextmanager
+def _processes(work: Any, token: str, jobs: int):
+    settings = {"n_jobs": jobs, "inner_max_num_threads": 1, "initializer": _end_with, "initargs": (os.getpid(),)}
     with TemporaryDirectory(prefix="tdalib-") as folder:
-        resource_tracker.register(folder, "folder")
+        resource_tracker.register(folder, "folder")  # joblib's: it removes what is left where this process is killed
+        shared = Shared(token, Path(folder) / token)
+        shared.path.write_bytes(cloudpickle.dumps(work))
         try:
-            yield Path(folder)
+            with joblib.parallel_config("loky", **settings), joblib.Parallel(return_as="generator_unordered") as pool:
+                yield pool, shared
         finally:
             resource_tracker.unregister(folder, "folder")
 
@@ -107,7 +108,7 @@ def _cluster(work: Any, token: str, jobs: int, scheduler: str):
         client.register_plugin(plugin, name=token)
         try:
             with joblib.parallel_config("dask"), joblib.Parallel(return_as="generator_unordered") as pool:
-                yield pool
+                yield pool, Shared(token, Path())
         finally:
             client.unregister_worker_plugin(token)
 

@@ -44,7 +44,8 @@ def finished(posterior, tmp_path_factory):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr("tdalib.result.TRAIN_BLOCK", 4)
+    for module in ("chunks", "result", "units"):
+        monkeypatch.setattr(f"tdalib.{module}.TRAIN_BLOCK", 4)
 
 
 def test_dims_coords_and_attrs(finished, posterior):
@@ -119,7 +120,8 @@ def test_a_stack_is_filled_up_as_it_was(blobs, tmp_path):
     for name in ("tau/c/1/2/0/0", "loss_without/c/0/1/0"):
         (path / name).unlink()
     work = units.Work(posterior, removals.every_point(blobs.train), {"loo": attributors.get("loo")}, {"loo": {}})
-    assert [(unit.member, unit.blocks) for unit in units.pending(path, work)] == [(0, [0, 1]), (1, [2, 3])]
+    todo = work.pending(partial(store.is_done, path))
+    assert [(unit.member, unit.blocks) for unit in todo] == [(0, [0, 1]), (1, [2, 3])]
     attribute(posterior, ["loo"], path=path, device="cpu", workers=1)
     assert chunk_bytes(path) == before
 

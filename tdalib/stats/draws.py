@@ -26,7 +26,7 @@ def uncoupled(result: xr.Dataset) -> xr.DataArray:
 
     Returns
     -------
-    DataArray (sample, train, test, method), the method "loo", in nats, with the coordinates of the draws of θ.
+    DataArray (sample, train, test, method), the method "loo", in the unit of the loss, with the coordinates of the draws of θ.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def uncoupled(result: xr.Dataset) -> xr.DataArray:
     without = without.drop_vars([name for name, c in without.coords.items() if "sample" in c.dims])
     with xr.set_options(arithmetic_join="exact"):
         tau = (without - loss).expand_dims(method=["loo"]).transpose("sample", "train", "test", "method")
-    return tau.rename("tau").assign_attrs(units=json.dumps({"loo": "nats"}))
+    return tau.rename("tau").assign_attrs(units=json.dumps({"loo": result["loss"].attrs.get("units", "")}))
 
 
 def member_draws(tau: xr.DataArray, at_least: int = 1) -> xr.DataArray:

@@ -1,4 +1,4 @@
-"""The cost of a run: what was timed is counted up exactly, and the table holds what is still to be done."""
+"""The cost of a run: what was timed is counted up exactly, and the plan holds what is still to be done."""
 
 from math import ceil
 from time import sleep
@@ -6,11 +6,12 @@ from unittest.mock import patch
 
 import joblib
 import numpy as np
+import psutil
 import pytest
 import torch
 
-from tdalib import Experiment, Recipe, attribute, attributors, cost, deep_ensemble, removals, workers
-from tdalib.units import Work
+from tdalib import Experiment, Recipe, attribute, attributors, deep_ensemble, experiment, stopwatch, units, workers
+from tdalib.stopwatch import Cost
 
 MEMBERS, CHECKPOINTS, POINTS, BLOCK = 3, 2, 90, 25
 DRAWING, RETRAINING, ESTIMATE = 6.0, 3.0, 0.5  # seconds that one call takes
@@ -22,41 +23,38 @@ def posterior(digits):
 
 
 @pytest.fixture
-def timed(monkeypatch):
+def known(monkeypatch):
     """One call takes the seconds above, or what is put here, a function of how many removals it is about."""
-    law = {"posterior": lambda n: DRAWING, "retraining": lambda n: RETRAINING, "estimate": lambda n: ESTIMATE}
-    asked = []
+    laws = {"posterior": lambda n: DRAWING, "retraining": lambda n: RETRAINING, "estimate": lambda n: ESTIMATE}
+    laws["asked"] = []
 
-    def seconds(call, on_gpu):
+    def timed(call, on_gpu):
         value = call()
-        if isinstance(value, dict):
+        if isinstance(value, dict):  # member → τ
             kind, n = "estimate", next(iter(value.values())).shape[1]
-        elif isinstance(value[0], np.ndarray):
+        elif isinstance(value, tuple):  # losses, and what to compare with
             kind, n = "retraining", value[0].shape[1]
         else:
             kind, n = "posterior", 0
-        asked.append((kind, n))
-        return value, law[kind](n), 0.1
+        laws["asked"].append((kind, n))
+        return Cost(laws[kind](n), 0.1)
 
-    monkeypatch.setattr(cost, "_timed", seconds)
-    law["asked"] = asked
-    return law
+    monkeypatch.setattr(units, "timed", timed)
+    return laws
 
 
 @pytest.fixture
 def seconds(blobs, monkeypatch):
-    """What `costs` says of methods, in seconds; this process plays all workers."""
-    parallel = workers.parallel
-    monkeypatch.setattr(workers, "parallel", lambda work, device, jobs, scheduler: parallel(work, device, 1, scheduler))
+    """What a plan says of methods, in seconds; this process plays all workers."""
+    parallel = experiment.parallel
+    monkeypatch.setattr(experiment, "parallel", lambda work, device, jobs, where: parallel(work, device, 1, where))
     monkeypatch.setattr(joblib, "effective_n_jobs", lambda jobs: jobs)
 
-    def costs(methods, path=None, jobs=1, stack=None):
-        posterior = ensemble(blobs, stack)
-        work = Work(posterior, removals.every_point(blobs.train), {name: attributors.get(name) for name in methods},
-                    {name: {} for name in methods})  # fmt: skip
-        return cost.costs(work, path, jobs)["minutes"] * 60
+    def planned(methods, path=None, jobs=1, stack=None):
+        asked = Experiment(ensemble(blobs, stack), methods, path=path, device="cpu", workers=jobs)
+        return asked.plan()["minutes"] * 60
 
-    return costs
+    return planned
 
 
 def ensemble(task, stack=None):
@@ -64,7 +62,7 @@ def ensemble(task, stack=None):
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 3, 4])
-def test_work_is_divided_by_the_workers_and_members_take_turns(timed, seconds, jobs):
+def test_work_is_divided_by_the_workers_and_members_take_turns(known, seconds, jobs):
     table = seconds(["loo", "gd"], jobs=jobs)
     assert table["posterior"] == pytest.approx(DRAWING * ceil(MEMBERS / jobs))
     assert table["loo"] == pytest.approx(RETRAINING * POINTS * MEMBERS / jobs)
@@ -73,10 +71,10 @@ def test_work_is_divided_by_the_workers_and_members_take_turns(timed, seconds, j
 
 
 @pytest.mark.parametrize("stack", [1, 50, 100])
-def test_a_stack_is_as_many_removals_as_it_holds(timed, seconds, stack):
+def test_a_stack_is_as_many_removals_as_it_holds(known, seconds, stack):
     in_one = min(stack, POINTS)
     assert seconds(["loo"], stack=stack)["loo"] == pytest.approx(RETRAINING * POINTS / in_one * MEMBERS)
-    assert ("retraining", in_one) in timed["asked"]
+    assert ("retraining", in_one) in known["asked"]
 
 
 @pytest.mark.parametrize(
@@ -84,13 +82,13 @@ def test_a_stack_is_as_many_removals_as_it_holds(timed, seconds, stack):
     [(lambda n: 1.0 * n, 90.0, [25]), (lambda n: 0.1 + 0.01 * n, 1.0, [25, 90])],
     ids=["slow: counted up from a block", "quick: timed whole"],
 )
-def test_an_estimate_is_timed_on_all_removals_where_that_is_quick(timed, seconds, law, of_all, sizes):
-    timed["estimate"] = law
+def test_an_estimate_is_timed_on_all_removals_where_that_is_quick(known, seconds, law, of_all, sizes):
+    known["estimate"] = law
     assert seconds(["if"])["if"] == pytest.approx(of_all * CHECKPOINTS * MEMBERS)
-    assert [n for kind, n in timed["asked"] if kind == "estimate"] == sizes
+    assert [n for kind, n in known["asked"] if kind == "estimate"] == sizes
 
 
-def test_what_sees_many_draws_is_timed_on_them_and_what_sees_all_members_has_one_worker(timed, seconds):
+def test_what_sees_many_draws_is_timed_on_them_and_what_sees_all_members_has_one_worker(known, seconds):
     with patch.dict(attributors.METHODS):
 
         @attributors.register("of_run", unit="1", scope="run", sets="sum")
@@ -106,7 +104,7 @@ def test_what_sees_many_draws_is_timed_on_them_and_what_sees_all_members_has_one
     assert table["of_all"] == pytest.approx(ESTIMATE * MEMBERS)
 
 
-def test_what_is_half_done_costs_the_rest(timed, seconds, blobs, tmp_path):
+def test_what_is_half_done_costs_the_rest(known, seconds, blobs, tmp_path):
     path = tmp_path / "a.zarr"
     attribute(ensemble(blobs), ["loo", "gd"], path=path, device="cpu", workers=1)
     for chunk in ("0/1/0/0", "1/2/0/0", "1/3/0/1"):  # of member, block, test, method
@@ -118,21 +116,24 @@ def test_what_is_half_done_costs_the_rest(timed, seconds, blobs, tmp_path):
 
 
 def test_memory_is_the_peak_meanwhile():
-    def run(megabytes):
-        held = np.ones(megabytes * 125_000)
+    def run():
+        held = np.ones(400 * 125_000)
         sleep(0.1)
         return held
 
-    held, seconds, memory = cost._timed(lambda: run(400), on_gpu=False)
-    assert memory == pytest.approx(0.4, abs=0.05)
-    assert held.nbytes == 400e6 and 0.1 < seconds < 10
+    workers.free_memory()  # what is free is given back before the call
+    before = psutil.Process().memory_info().rss / 1e9
+    seconds, memory = stopwatch.timed(run, on_gpu=False)
+    assert memory - before == pytest.approx(0.4, abs=0.05)
+    assert 0.1 < seconds < 10
+    assert Cost(2.0, 0.5).times(3) == (6.0, 0.5)  # one after another they take no more memory
 
 
 def test_table(posterior, tmp_path):
     path = tmp_path / "a.zarr"
     table = Experiment(posterior, ["loo", "gd"], path=path, workers=1).plan()
-    assert list(table.index) == ["posterior", "loo", "gd", "total"] and list(table.columns) == cost.COLUMNS
-    minutes, memory, disk = (table[column] for column in cost.COLUMNS)
+    assert list(table.index) == ["posterior", "loo", "gd", "total"] and list(table.columns) == experiment.COLUMNS
+    minutes, memory, disk = (table[column] for column in experiment.COLUMNS)
     assert (minutes > 0).all() and minutes["total"] == pytest.approx(minutes[:-1].sum())
     assert memory["total"] == memory[:-1].max() and 0.1 < memory["total"] < 10
     result = attribute(posterior, ["loo", "gd"], workers=1)
@@ -155,3 +156,11 @@ def test_what_is_done_costs_nothing(posterior, tmp_path):
     assert table.loc["loo", "minutes"] > 0 and table.loc["gd", "minutes"] == 0
     with pytest.raises(ValueError, match="made with method_options"):
         Experiment(posterior, ["loo"], path=path).plan()
+
+
+def test_a_loss_that_is_missing_costs_its_member(posterior, tmp_path):
+    path = tmp_path / "a.zarr"
+    attribute(posterior, ["gd"], path=path, workers=1)
+    (path / "loss" / "c" / "0" / "0").unlink()
+    table = Experiment(posterior, ["gd"], path=path, workers=1).plan()
+    assert table.loc["posterior", "minutes"] > 0 and table.loc["gd", "minutes"] == 0
