@@ -119,8 +119,7 @@ class Experiment:
         ValueError
             What `check` raises, or another run is writing the store. Nothing is written then.
         RuntimeError, OSError
-            A number is not finite, or a worker was killed; the disk is full. What is finished stays: run again to go
-            on.
+            A number is not finite, a worker was killed, the disk is full. What is finished stays: run again to go on.
         """
         self.check()
         if self.path is None:
@@ -202,8 +201,8 @@ class Experiment:
 
     def _described(self) -> dict:
         """What a result depends on beside its data and model, for one made without a params file."""
-        options = {name: (self.options or {}).get(name, {}) for name in self._work.methods}
-        asked = {"removals": self.removals, "methods": list(options), "method_options": options}
+        given = {name: (self.options or {}).get(name, {}) for name in self._work.methods}
+        asked = {"removals": self.removals, "methods": list(given), "method_options": given}
         return self.posterior.description() | asked
 
 
@@ -231,10 +230,7 @@ def _table(rows: dict[str, tuple[float, float, float]]) -> pd.DataFrame:
 
 
 def attribute(posterior: Posterior, methods: Sequence[str] | str, **asked) -> xr.Dataset:
-    """τ for every draw, removal, test point and method: `Experiment(posterior, methods, **asked).run()`.
-
-    Parameters and what it returns and raises are those of `Experiment` and its `run`.
-    """
+    """`Experiment(posterior, methods, **asked).run()`: its parameters, and what that returns and raises."""
     return Experiment(posterior, methods, **asked).run()
 
 
