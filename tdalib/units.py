@@ -221,7 +221,7 @@ def _checked(unit: Unit, written: Written) -> Written:
     where = "" if unit.member is None else f" of member {unit.member}"
     for name, _, values in written:
         _check_finite(values, f"{name}{where} by {unit.method}")
-    return [(name, chunk, values.astype(np.float32, copy=False)) for name, chunk, values in written]
+    return [(name, at, values.astype(np.float32, copy=False)) for name, at, values in written]
 
 
 def as_array(method: Method, values: Any) -> np.ndarray:

@@ -26,8 +26,8 @@ def uncoupled(result: xr.Dataset) -> xr.DataArray:
 
     Returns
     -------
-    DataArray (sample, train, test, method), the method "loo", in the unit of the loss, with the coordinates of the draws
-    of θ.
+    DataArray (sample, train, test, method), the method "loo", in the unit of the loss, with the coordinates of
+    the draws of θ.
 
     Raises
     ------
