@@ -280,9 +280,7 @@ def _probe(work: Work) -> None:
     small = replace(work, posterior=one, removals=few).prepared()
     with exact_repeat():
         draws = small.posterior.draws(0)
-        outputs = draws[0](small.posterior.task.test.inputs)
-        if task.classes and outputs[0].numel() < task.outputs:
-            raise ValueError(f"the model has {outputs[0].numel()} outputs; the targets need at least {task.outputs}")
+        task.check_outputs(draws[0](small.posterior.task.test.inputs))
         draws[0].losses(small.posterior.task.test)
         for name, method in small.methods.items():
             _try(small, name, method, draws)

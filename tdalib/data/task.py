@@ -64,6 +64,11 @@ class Task:
         """How many outputs a network needs: one for each class, or one for each number of a target."""
         return len(self.classes) or self.y_train[0].numel()
 
+    def check_outputs(self, outputs: Tensor) -> None:
+        """Refuse outputs of a network, (points, ...), that are fewer than the classes."""
+        if self.classes and outputs[0].numel() < self.outputs:
+            raise ValueError(f"the model has {outputs[0].numel()} outputs; the targets need at least {self.outputs}")
+
     def to(self, where: str | torch.dtype) -> "Task":
         """The same task on another device, or with another type of its floats."""
         return replace(self, train=self.train.to(where), test=self.test.to(where))
