@@ -172,6 +172,8 @@ class Experiment:
     def _work(self) -> Work:
         device = resolve_device(self.device, self.scheduler)
         methods = {name: attributors.get(name) for name in self._names}
+        if len(retraining := [name for name, method in methods.items() if method.retrains]) > 1:
+            raise ValueError(f"methods: {', '.join(retraining)} retrain, and a result holds the losses of one alone")
         chosen = removals.from_spec(self.removals, self.posterior.task.train)
         posterior = replace(self.posterior, renormalise=chosen.renormalise)
         return Work(posterior, chosen, methods, self._options(methods), device)
@@ -186,6 +188,8 @@ class Experiment:
         names = [self.methods] if isinstance(self.methods, str) else list(self.methods)
         if not names:
             raise ValueError(f"methods is empty; choose from {', '.join(sorted(attributors.METHODS))}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"methods: {', '.join(names)} names a method twice; each may stand once")
         return names
 
     def _options(self, methods: dict) -> dict[str, dict]:

@@ -119,8 +119,9 @@ def get(objective: str | Objective | Callable) -> Objective:
     if isinstance(objective, Objective):
         return objective
     if callable(objective):
-        of_name = OBJECTIVES.get(getattr(objective, "__name__", ""))
-        return of_name if of_name and of_name.loss is objective else Objective(objective.__name__, objective)
+        name = getattr(objective, "__name__", type(objective).__name__)
+        known = OBJECTIVES.get(name)
+        return known if known and known.loss is objective else Objective(name, objective)
     return OBJECTIVES.find(objective)
 
 

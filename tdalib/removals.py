@@ -97,7 +97,7 @@ def from_spec(spec: dict[str, Any] | None, points: Points, seed: int = 0) -> Rem
     missing = [key for key in types if key not in options]
     if missing:
         raise ValueError(f"removals: {kind[0]} needs {missing[0]} beside it")
-    return replace(find(points, stream, *options.values()), renormalise=renormalise)
+    return replace(find(points, stream, *(options[key] for key in types)), renormalise=renormalise)
 
 
 def _selection(points: Points, stream, which: int | list[int]) -> Removals:
@@ -134,11 +134,13 @@ def _random(points: Points, stream, how: dict[str, Any]) -> Removals:
 
 def _subsets(points: Points, stream, count: int, share: float) -> Removals:
     size = round(share * len(points))
+    if size == 0:
+        raise ValueError(f"removals.share: {share} is not possible; of {len(points)} points it is none")
     return _several([np.sort(stream.permutation(len(points))[:size]) for _ in range(count)], points)
 
 
 KINDS = {
-    "points": (_selection, {"points": Count | list[Natural]}),
+    "points": (_selection, {"points": Count | Annotated[list[Natural], Field(min_length=1)]}),
     "by": (_by, {"by": str}),
     "sets": (_sets, {"sets": Annotated[list[list[Natural]], Field(min_length=1)]}),
     "random": (_random, {"random": dict[str, Any]}),

@@ -65,7 +65,7 @@ def template(posterior: Posterior, removals: Removals, methods: dict[str, Method
     attrs = {
         "sign": SIGN,
         "units": units,
-        "params": json.dumps(params, sort_keys=True),
+        "params": json.dumps(params, sort_keys=True, default=lambda value: np.asarray(value).tolist()),
         "data_sha256": task.fingerprint(),
         "model_sha256": posterior.fingerprint(),
         "renormalise": int(removals.renormalise),  # 1: batches are divided by their kept weight

@@ -17,7 +17,8 @@ from zarr.storage import LocalStore
 
 from tdalib.data import resolve
 
-SINCE = {"objective": None, "optimizer": "adam", "momentum": 0.0, "removals": None}  # params that older stores lack
+# params that older stores lack, as they were then
+SINCE = {"objective": None, "model_options": {}, "optimizer": "adam", "momentum": 0.0, "removals": None}
 
 
 def create(path: Path, empty: xr.Dataset) -> None:
@@ -93,6 +94,9 @@ def check(path: Path, empty: xr.Dataset) -> None:
         if before.get(key) != params.get(key):
             was, now = before.get(key), params.get(key)
             raise ValueError(f"store {path} was made with {key}: {was}, not {now}; choose another store")
+    removed = is_done(path, "removed", (0, 0)) and xr.open_zarr(path)["removed"].values
+    if removed is not False and not np.array_equal(removed, empty["removed"].values):
+        raise ValueError(f"store {path} was made with other removals; choose another store")
     if empty.attrs["data_sha256"] != made["data_sha256"]:
         raise ValueError(f"store {path} was made with other points or targets; choose another store")
     if empty.attrs["model_sha256"] != made["model_sha256"]:

@@ -20,8 +20,6 @@ from tdalib.workers import Shared, exact_repeat
 Written = list[tuple[str, tuple[int, ...], np.ndarray]]  # variable, chunk, values
 IsDone = Callable[[str, tuple[int, ...]], bool]  # (variable, chunk)
 
-ENOUGH = 20.0  # seconds that an estimate may be timed for
-
 
 @dataclass(frozen=True)
 class Unit:
@@ -117,7 +115,7 @@ def job(shared: Shared, unit: Unit, method: Method, drawn: dict[int, tuple[list[
     if method.retrains:
         # in a tuple: a bare array joblib would leave with one dask worker, and lose with it
         return joblib.delayed(retrain)(shared, unit, (drawn[unit.member][1],))
-    members = drawn if unit.member is None else [unit.member]
+    members = sorted(drawn) if unit.member is None else [unit.member]
     return joblib.delayed(estimate)(shared, unit, {k: drawn[k][0] for k in members})
 
 
@@ -127,7 +125,7 @@ def draw_member(shared: Shared, k: int) -> tuple[int, list[State], np.ndarray]:
     with exact_repeat():
         draws = work.posterior.draws(k)
         loss = torch.stack([draw.losses(work.posterior.task.test) for draw in draws]).cpu().numpy()
-    _check_finite(loss, f"the test loss of member {k}")
+    _check_finite(loss.astype(np.float32), f"the test loss of member {k}")
     return k, [State(draw.theta, draw.rest) for draw in draws], loss
 
 
@@ -182,10 +180,7 @@ def estimated(work: Work, name: str, members: dict[int, list[Draw]], removals: R
     if method.scope == "posterior":
         copies = [[draw.copy() for draw in draws] for draws in members.values()]
         whole = _asked(work, name, copies, removals)  # (member or draw, removal, test)
-        per_member = 1 if len(whole) == len(members) else count
-        if len(whole) != len(members) * per_member:
-            raise ValueError(f"method {name!r} gave τ of {len(whole)}; one for each member or each draw is needed")
-        split = whole.reshape(len(members), per_member, *whole.shape[1:])
+        split = whole.reshape(len(members), -1, *whole.shape[1:])
         return {
             k: np.broadcast_to(values, (count, *values.shape[1:])) for k, values in zip(members, split, strict=True)
         }
@@ -204,24 +199,32 @@ def _asked(work: Work, name: str, seen, removals: Removals) -> np.ndarray:
         tau = as_array(method, method.function(seen, task, removed=removals.sets, **options))
     else:
         points = as_array(method, method.function(seen, task, **options))
-        _check_shape(method, points, len(task.train), len(task.test))
+        _check_shape(method, points, seen, len(task.train), len(task.test))
         tau = np.stack([points[..., of_set, :].sum(-2) for of_set in removals.sets], -2)
-    _check_shape(method, tau, len(removals), len(task.test))
+    _check_shape(method, tau, seen, len(removals), len(task.test))
     return tau
 
 
-def _check_shape(method: Method, tau: np.ndarray, train: int, test: int) -> None:
-    axes = 2 if method.scope == "draw" else 3
-    if tau.ndim != axes or tau.shape[-2:] != (train, test):
-        needed = f"({train}, {test})" if axes == 2 else f"(…, {train}, {test})"
+def _check_shape(method: Method, tau: np.ndarray, seen: Any, train: int, test: int) -> None:
+    """Refuse τ of another shape than the scope's."""
+    if method.scope == "draw":
+        leading = [()]
+    elif method.scope == "run":
+        leading = [(len(seen.draws),)]
+    else:  # members, or all their draws
+        leading = [(len(seen),), (sum(map(len, seen)),)]
+    shapes = [(*axes, train, test) for axes in leading]
+    if tau.shape not in shapes:
+        needed = " or ".join(map(str, shapes))
         raise ValueError(f"method {method.name!r} gave τ of shape {tau.shape} where {needed} is needed")
 
 
 def _checked(unit: Unit, written: Written) -> Written:
     where = "" if unit.member is None else f" of member {unit.member}"
+    written = [(name, at, values.astype(np.float32, copy=False)) for name, at, values in written]
     for name, _, values in written:
         _check_finite(values, f"{name}{where} by {unit.method}")
-    return [(name, at, values.astype(np.float32, copy=False)) for name, at, values in written]
+    return written
 
 
 def as_array(method: Method, values: Any) -> np.ndarray:
@@ -242,8 +245,7 @@ def _check_finite(values: np.ndarray, what: str) -> None:
 def measure(shared: Shared) -> dict[str, Cost]:
     """The cost of one member, by method, from timing a little of the real work; "posterior" is that of its draws.
 
-    Timed are a member's draws, one retraining or stack of them, and one draw's estimates of one block of removals, or
-    of all where those are quick.
+    Timed are a member's draws, one retraining or stack of them, and the estimates at one draw.
     """
     work = shared.get(Work.prepared)
     on_gpu, states = work.device == "cuda", []
@@ -263,8 +265,4 @@ def measure(shared: Shared) -> dict[str, Cost]:
 def _of_estimate(work: Work, name: str, draws: list[Draw], on_gpu: bool) -> Cost:
     """The cost of a member's estimates by a method; one that sees a member's draws together is timed on all of them."""
     seen = draws[:1] if work.methods[name].scope == "draw" else draws
-    block = work.removals[:TRAIN_BLOCK]
-    cost = timed(lambda: estimated(work, name, {0: seen}, block), on_gpu).times(len(work.removals) / len(block))
-    if cost.seconds < ENOUGH:
-        cost = timed(lambda: estimated(work, name, {0: seen}, work.removals), on_gpu)
-    return cost.times(len(draws) / len(seen))
+    return timed(lambda: estimated(work, name, {0: seen}, work.removals), on_gpu).times(len(draws) / len(seen))

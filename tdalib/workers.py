@@ -19,7 +19,8 @@ import joblib
 import torch
 from joblib.externals.loky.backend import resource_tracker
 
-_held: dict[str, Any] = {}  # token → what this process keeps of the work at hand
+_given: dict[str, Any] = {}  # token → what was handed to this process
+_prepared: dict[str, Any] = {}  # token → what it made of that
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,21 @@ class Shared:
     """What every worker needs and gets once: units of work carry this instead."""
 
     token: str
-    path: Path
+    path: Path | None = None
 
     def get(self, prepare: Callable[[Any], Any]) -> Any:
-        """What is shared, prepared by each process when it first asks for it, and kept until it asks for another."""
-        kept = f"{self.token} prepared"
-        if kept not in _held:
-            raw = _held.get(self.token) or pickle.loads(self.path.read_bytes())
-            _held.clear()
-            _held[kept] = prepare(raw)
-        return _held[kept]
+        """What is shared, prepared by each process when it first asks for it, and kept."""
+        if self.token not in _prepared:
+            if self.path:  # of processes here, which work at one thing at a time
+                _prepared.clear()
+            given = pickle.loads(self.path.read_bytes()) if self.path else _given[self.token]
+            _prepared[self.token] = prepare(given)
+        return _prepared[self.token]
+
+
+def _forget(token: str) -> None:
+    _given.pop(token, None)
+    _prepared.pop(token, None)
 
 
 class _Hand:
@@ -46,7 +52,12 @@ class _Hand:
         self.token, self.content = token, content
 
     def setup(self, worker) -> None:
-        _held[self.token] = pickle.loads(self.content)
+        if worker.state.nthreads > 1:  # torch's generator and threads belong to a process
+            raise ValueError(f"a dask worker has {worker.state.nthreads} threads; start workers with --nthreads 1")
+        _given[self.token] = pickle.loads(self.content)
+
+    def teardown(self, worker) -> None:
+        _forget(self.token)
 
 
 def resolve_device(device: str, scheduler: str | None = None) -> str:
@@ -75,12 +86,12 @@ def parallel(work: Any, device: str, workers: int | None, scheduler: str | None)
 
 @contextmanager
 def _alone(work: Any, token: str):
-    _held[token] = work
+    _given[token] = work
     try:
         with joblib.parallel_config("sequential"), joblib.Parallel(return_as="generator_unordered") as pool:
-            yield pool, Shared(token, Path())
+            yield pool, Shared(token)
     finally:
-        _held.clear()
+        _forget(token)
 
 
 @contextmanager
@@ -108,7 +119,7 @@ def _cluster(work: Any, token: str, jobs: int, scheduler: str):
         client.register_plugin(plugin, name=token)
         try:
             with joblib.parallel_config("dask"), joblib.Parallel(return_as="generator_unordered") as pool:
-                yield pool, Shared(token, Path())
+                yield pool, Shared(token)
         finally:
             client.unregister_worker_plugin(token)
 

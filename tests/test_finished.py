@@ -53,6 +53,18 @@ def test_a_network_of_ones_own_and_its_frozen_part_come_from_the_checkpoint(digi
     assert (result.tau[0] != result.tau[1]).any()
 
 
+def test_frozen_parts_of_two_draws_are_kept_apart(digits):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 5), nn.Tanh(), nn.Linear(5, 3))
+    network[1].requires_grad_(False)
+    before = network[1].weight.clone()
+    states = [{name: scale * p for name, p in network.state_dict().items()} for scale in (1.0, 2.0)]
+    posterior = from_checkpoints(network, digits, states)
+    (one,), (two,) = posterior.draws(0), posterior.draws(1)
+    first, second = one.module(), two.module()
+    torch.testing.assert_close(second[1].weight, 2 * first[1].weight)
+    assert torch.equal(network[1].weight, before)
+
+
 def test_other_checkpoints_are_another_result(digits, states, tmp_path):
     attribute(from_checkpoints("cnn2", digits, states[:2]), "gd", path=tmp_path / "a.zarr", workers=1)
     with pytest.raises(ValueError, match="was made with sampler_options"):
@@ -94,6 +106,8 @@ def test_bad_checkpoints_are_refused(digits, states, tmp_path):
     refused("checkpoint 1 does not fit the model: it lacks 0.weight", [states[0], lacking])
     refused("checkpoint 0 does not fit the model: it has an unknown x", [states[0] | {"x": torch.ones(1)}])
     refused("0.bias has shape", [states[0] | {"0.bias": torch.ones(1)}])
-    refused("members: 2, 1, 1 of 4 checkpoints", states, members=3)
+    refused("members: no of 4 checkpoints", states, members=0)
+    refused("each member needs one at least", states[:2], members=4)
+    refused("members: 1, 1, 1 of 4 checkpoints", states, members=3)
     refused("members: 1, 1 of 4 checkpoints", states, members=[0, 1])
     refused("each member needs one at least, all equally many", states, members=[0, 0, 0, 1])

@@ -203,7 +203,29 @@ def test_what_is_asked_for_is_what_is_removed(points):
     halves = removals.from_spec({"subsets": 4, "share": 0.5}, points)
     assert halves.renormalise and [len(p) for p in halves.sets] == [6] * 4
     assert (halves.weights().sum(1) == 6).all() and (halves.removed() == (halves.weights().numpy() == 0)).all()
-    assert not removals.from_spec({"subsets": 4, "share": 0.5, "renormalise": False}, points).renormalise
+    again = removals.from_spec({"share": 0.5, "renormalise": False, "subsets": 4}, points)
+    assert not again.renormalise and [p.tolist() for p in again.sets] == [p.tolist() for p in halves.sets]
+
+
+def test_other_sets_under_the_same_name_are_another_result(digits, tmp_path):
+    """A class of other points, of the same data: its label is no part of the params."""
+    for k, labels in enumerate((["a", "a", "b", "b", "c", "c"], ["a", "b", "b", "b", "c", "c"])):
+        train = Points(digits.x_train, digits.y_train, digits.train.labels | {"kind": np.array(labels, object)})
+        posterior = deep_ensemble("logreg", replace(digits, train=train), RECIPE, members=1, checkpoints=1)
+        asked = {"removals": {"by": "kind"}, "path": tmp_path / "a.zarr", "workers": 1}
+        if k == 0:
+            attribute(posterior, "gd", **asked)
+        else:
+            with pytest.raises(ValueError, match="a.zarr was made with other removals"):
+                attribute(posterior, "gd", **asked)
+
+
+def test_positions_may_be_numpys(digits, tmp_path):
+    posterior = deep_ensemble("logreg", digits, RECIPE, members=1, checkpoints=1)
+    which = list(np.flatnonzero(np.arange(6) > 3))
+    for _ in range(2):
+        tau = attribute(posterior, "gd", removals={"points": which}, path=tmp_path / "a.zarr", workers=1).tau
+    assert tau.sizes["train"] == 2
 
 
 def test_the_divisor_is_recorded(digits):
@@ -230,7 +252,9 @@ def test_the_divisor_is_recorded(digits):
         ({"random": {"size": 5, "count": 1, "within": "class"}}, "size: 5 is not possible; there are 4 points"),
         ({"random": {"size": 5}}, "removals.random: count is missing"),
         ({"random": {"size": 5, "number": 1}}, "removals.random has no option 'number'; it has size, count, within"),
+        ({"points": []}, "removals.points"),
         ({"subsets": 3}, "removals: subsets needs share beside it"),
+        ({"subsets": 3, "share": 0.01}, "removals.share: 0.01 is not possible; of 12 points it is none"),
         ({"subsets": 3, "share": 1}, "removals.share: 1 is not possible; input should be less than 1"),
         ({"by": "class", "share": 0.5}, "removals has no option 'share'; it has by, seed, renormalise"),
     ],

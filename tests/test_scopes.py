@@ -139,8 +139,9 @@ class Counting(nn.Module):
         return self.scale * self.layer(x.flatten(1))
 
 
-def test_what_changes_in_training_is_part_of_the_draw(digits):
-    posterior = deep_ensemble(lambda task, seed: Counting(), digits, RECIPE, members=1, checkpoints=2)
+@pytest.mark.parametrize("stack", [1, 2])
+def test_what_changes_in_training_is_part_of_the_draw(digits, stack):
+    posterior = deep_ensemble(lambda task, seed: Counting(), digits, RECIPE, members=1, checkpoints=2, stack=stack)
     draws = posterior.draws(0)
     assert [round(float(draw.rest["scale"]), 4) for draw in draws] == [1.4, 1.6]
     for draw in draws:
@@ -156,8 +157,13 @@ def test_what_changes_in_training_is_part_of_the_draw(digits):
 @pytest.mark.parametrize(
     ("scope", "gives", "message"),
     [
-        ("run", lambda run, task: torch.zeros(6, 6), r"'odd' gave τ of shape \(6, 6\) where \(…, 2, 1\) is needed"),
-        ("posterior", lambda members, task: torch.zeros(3, 2, 1), "gave τ of 3; one for each member or each draw"),
+        ("run", lambda run, task: torch.zeros(2, 1), r"'odd' gave τ of shape \(2, 1\) where \(1, 2, 1\) is needed"),
+        ("run", lambda run, task: torch.zeros(3, 2, 1), r"gave τ of shape \(3, 2, 1\) where \(1, 2, 1\) is needed"),
+        (
+            "posterior",
+            lambda members, task: torch.zeros(3, 2, 1),
+            r"of shape \(3, 2, 1\) where \(1, 2, 1\) or \(2, 2, 1\) is needed",
+        ),
         ("draw", lambda draw, task: torch.zeros(1, 2), r"gave τ of shape \(1, 2\) where \(2, 1\) is needed"),
         ("retrain", lambda posterior, member, weights: torch.zeros(2), "gave losses of shape"),
     ],
@@ -169,5 +175,25 @@ def test_a_wrong_shape_is_refused_before_any_work(posterior, scope, gives, messa
 
 
 def test_an_unknown_scope_is_refused():
-    with pytest.raises(ValueError, match="scope 'world' is not known; choose from draw, run, posterior, retrain"):
-        attributors.register("odd", unit="1", scope="world")(lambda: None)
+    for facts, message in (({"scope": "world"}, "scope: 'world' is not"), ({"sets": "mean"}, "sets: 'mean' is not")):
+        with pytest.raises(ValueError, match=message):
+            attributors.register("odd", unit="1", **facts)(lambda draw, task: None)
+
+
+def test_two_ground_truths_in_one_result_are_refused(posterior):
+    attributors.register("mine", unit="1", scope="retrain")(attributors.leave_one_out)
+    with pytest.raises(ValueError, match="loo, mine retrain, and a result holds the losses of one alone"):
+        attribute(posterior, ["loo", "mine"])
+    with pytest.raises(ValueError, match="gd, gd names a method twice"):
+        attribute(posterior, ["gd", "gd"])
+
+
+def test_a_method_of_the_posterior_sees_the_members_in_order(digits):
+    @attributors.register("numbers", scope="posterior", unit="1")
+    def numbers(members, task):
+        index = torch.tensor([float(draws[0].member) for draws in members])
+        return index[:, None, None].expand(-1, len(task.train), len(task.test))
+
+    three = deep_ensemble("logreg", digits, RECIPE, members=3, checkpoints=2)
+    tau = attribute(three, "numbers", workers=2).tau
+    assert tau[:, 0, 0, 0].values.tolist() == [0, 0, 1, 1, 2, 2]

@@ -10,6 +10,7 @@ from time import sleep
 import cloudpickle
 import joblib
 import numpy as np
+import pytest
 
 from tdalib import Experiment, Recipe, deep_ensemble, units, workers
 
@@ -50,7 +51,7 @@ def test_the_work_goes_to_each_worker_once(tmp_path):
             pids = set(pool(joblib.delayed(seen)(shared, k) for k in range(12)))
         loads = [int(file.name.split()[0]) for file in folder.iterdir()]
         assert pids <= set(loads) and len(loads) == len(set(loads)) <= 2
-        assert not shared.path.is_file()
+        assert not (shared.path and shared.path.is_file())
 
 
 KILLED = """
@@ -85,3 +86,19 @@ def test_a_network_is_built_once_and_copied(digits):
     assert built == [1, 2] and first is not second
     first[1].weight.data.zero_()
     assert second[1].weight.any() and not np.array_equal(second[1].weight.detach(), other[1].weight.detach())
+
+
+def test_a_dask_worker_of_several_threads_is_refused():
+    from distributed import LocalCluster
+
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster,
+        pytest.raises(ValueError, match="a dask worker has 2 threads; start workers with --nthreads 1"),
+        workers.parallel("work", "cpu", None, cluster.scheduler_address),
+    ):
+        pass
+
+
+def test_two_works_at_once_do_not_disturb_each_other():
+    with workers.parallel("one", "cpu", 1, None) as (_, one), workers.parallel("two", "cpu", 1, None) as (_, two):
+        assert [shared.get(str.upper) for shared in (one, two, one)] == ["ONE", "TWO", "ONE"]

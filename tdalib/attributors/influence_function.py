@@ -12,7 +12,7 @@ from torch.func import jvp, vjp
 from tdalib.attributors.gradients import Gradients, examples_at_once, inner, loss_gradients, pairwise
 from tdalib.attributors.methods import register
 from tdalib.attributors.removed_sets import asked_about, summed
-from tdalib.data import Task
+from tdalib.data import Points, Task
 from tdalib.networks import Theta
 from tdalib.options import Positive
 from tdalib.samplers import Draw
@@ -89,17 +89,13 @@ def _ggn(draw: Draw, task: Task, asked: np.ndarray, damping: float, memory: floa
 
 def _cg(draw: Draw, task: Task, asked: np.ndarray, damping: float, memory: float) -> Tensor:
     n, train = len(task.train), task.train
-    residual = draw.residuals(train)  # (n, ...)
+    residual, residual_of_test = draw.residuals(train), draw.residuals(task.test)  # (n, ...), (m, ...)
     root = task.objective.curvature(draw.all_outputs(train), train.targets)[0].to(train.dtype)  # (n, k, ...)
     at_once = examples_at_once(draw, train, memory)
     everyone, test = (range(len(points)) for points in (train, task.test))
 
-    def outputs(part: slice):
-        return lambda theta: draw.outputs(theta, train[part].inputs)
-
-    def test_losses(part: slice):
-        points = task.test[part]
-        return lambda theta: draw.objective.loss(draw.outputs(theta, points.inputs), points.targets)
+    def outputs(part: slice, points: Points = train):
+        return lambda theta: draw.outputs(theta, points[part].inputs)
 
     def gradient(part: slice, cotangent: Tensor) -> np.ndarray:  # (part, ...) → (P,)
         (by_name,) = vjp(outputs(part), draw.theta)[1](cotangent)
@@ -120,7 +116,8 @@ def _cg(draw: Draw, task: Task, asked: np.ndarray, damping: float, memory: float
         operator = LinearOperator((len(right),) * 2, matvec=product, dtype=right.dtype)
         solution = _unflatten(_solve(operator, right), draw.theta)
         for part in _slices(test, at_once):
-            tau[k, part] = jvp(test_losses(part), (draw.theta,), (solution,))[1] / n  # ∇L(z)ᵀ solution
+            _, moved = jvp(outputs(part, task.test), (draw.theta,), (solution,))  # (part, ...)
+            tau[k, part] = (residual_of_test[part] * moved).flatten(1).sum(1) / n  # ∇L(z)ᵀ solution
     return tau
 
 

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tdalib.objectives import Objective
+from tdalib.options import check_fields
 from tdalib.registry import Registry
-
-SCOPES = ("draw", "run", "posterior", "retrain")
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,7 @@ class Method:
     sets: Literal["sum", "own"] | None = None
 
     def __post_init__(self):
-        if self.scope not in SCOPES:
-            raise ValueError(f"scope {self.scope!r} is not known; choose from {', '.join(SCOPES)}")
+        check_fields(self)
 
     @property
     def retrains(self) -> bool:

@@ -1,13 +1,14 @@
 """The models by name: what every function (task, seed) → nn.Module gets, whoever wrote it."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial, wraps
 
 import torch
 from torch import Tensor, nn
 
 from tdalib.data import Task
-from tdalib.networks import copy_of, trainable
+from tdalib.networks import trainable
 from tdalib.registry import Registry
 
 MODELS = Registry("model", lambda name, function: _seeded(function))
@@ -57,7 +58,7 @@ def _couples(module: nn.Module) -> bool:
 def get(model: str | Callable | nn.Module, **options) -> Callable[[Task, int], nn.Module]:
     """The network function called so, or made of a function (task, seed) or of a network, with its options bound."""
     if isinstance(model, nn.Module):
-        function = _seeded(lambda task, seed: copy_of(model))  # whatever the seed
+        function = _seeded(lambda task, seed: deepcopy(model))  # whatever the seed
     elif callable(model):
         function = model if getattr(model, "func", model) in MODELS.values() else _seeded(model)
     else:

@@ -1,11 +1,12 @@
 """A draw: one θ ~ p(θ|D), with all that the network's outputs depend on."""
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from tdalib.data import Inputs, Points
-from tdalib.networks import State, Theta, copy_of, forward_at, in_batches, set_state
+from tdalib.networks import State, Theta, forward_at, in_batches, set_state
 from tdalib.objectives import Objective
 from tdalib.training import Recipe
 
@@ -62,7 +63,7 @@ class Draw:
 
     def module(self) -> nn.Module:
         """A plain module in eval mode that holds θ, its own: for other libraries."""
-        module = copy_of(self.model)
+        module = deepcopy(self.model)  # its frozen part too, which may differ between draws
         set_state(module, State(self.theta, self.rest))
         return module.eval()
 

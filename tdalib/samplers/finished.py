@@ -48,7 +48,7 @@ def from_checkpoints(
     """
     count = len(checkpoints)
     if isinstance(members, int):
-        whose = np.arange(count) * members // max(1, count)
+        whose = np.repeat(np.arange(members), count // max(1, members))
     else:
         whose = np.arange(count) if members is None else np.asarray(members)
     counts = dict(zip(*np.unique(whose, return_counts=True), strict=True))

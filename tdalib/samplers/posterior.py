@@ -185,7 +185,7 @@ class Posterior:
             The beginning has parameters that are trained.
         """
         network = self.build(self.task, self.members[0].init_seed).eval()
-        if not hasattr(network, "frozen_beginning"):
+        if self.kind == "finished" or not hasattr(network, "frozen_beginning"):  # checkpoints bring their own
             return self
         if network.frozen_beginning(self.task.train[:1].inputs).requires_grad:
             raise ValueError("the model's frozen_beginning has parameters that are trained; freeze or rename it")
@@ -198,12 +198,14 @@ class Posterior:
     def description(self) -> dict:
         """What its draws depend on beside its data and model, in plain values."""
         build = getattr(self.build, "build", self.build)  # without masks
-        build = getattr(build, "func", build)  # without bound options
+        options = getattr(build, "keywords", {})
+        build = getattr(build, "func", build)  # without them
         return {
             "dataset": self.task.name,
             "objective": self.task.objective.name,
             "model": getattr(build, "__name__", type(build).__name__),
             "members": len(self.members),
+            "model_options": options,
             "sampler": self.sampler,
             "sampler_options": {key: value for key, value in self.options.items() if key != "states"},
             "seeds": [[m.init_seed, m.batch_seed] for m in self.members],

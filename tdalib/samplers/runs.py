@@ -41,7 +41,8 @@ class Step:
 
 
 class Run:
-    """One training of a member under given weights. Its steps are not stored: `steps` trains again, to the bit.
+    """One training of a member under given weights. Its steps are not stored: `steps` trains again, to the bit where
+    its draws were not trained in a stack.
 
     Attributes
     ----------

@@ -11,7 +11,7 @@ from tdalib.training.one_by_one import Training, set_rate
 
 
 def train_stack(training: Training, weights: Tensor | None = None, keep: int = 1) -> Iterator[list[State]]:
-    """What `train` gives, to float tolerance, with all removals trained at once; the network keeps its weights.
+    """What `train` gives, to float tolerance, with all removals trained at once; the network keeps its parameters.
 
     Every parameter gets a leading dimension, one entry a removal, and `torch.func.vmap` maps one removal's loss over
     it; the rest is shared. All see the same batches and dropout masks, each with its own weights of the points.
@@ -38,8 +38,8 @@ def train_stack(training: Training, weights: Tensor | None = None, keep: int = 1
             each(stacked, weights[:, batch], chosen(points.inputs, batch), points.targets[batch]).sum().backward()
             optimizer.step()
         if step + 1 in ends:
-            kept.append({name: p.detach().clone() for name, p in stacked.items()})
+            theta = {name: p.detach().clone() for name, p in stacked.items()}
+            kept.append(State(theta, state_of(network).rest))
     network.eval()
-    rest = state_of(network).rest
     for removal in range(len(weights)):
-        yield [State({name: p[removal] for name, p in theta.items()}, rest) for theta in kept]
+        yield [State({name: p[removal] for name, p in state.theta.items()}, state.rest) for state in kept]
