@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from tdalib import attributors, options, removals, result, stats, store
 from tdalib.data import resolve
+from tdalib.networks import forward
 from tdalib.options import Count
 from tdalib.removals import Removals
 from tdalib.samplers import Posterior
@@ -273,7 +274,7 @@ def _probe(work: Work) -> None:
     """
     for method in work.methods.values():
         if method.sets is None and not work.removals.single and not method.retrains:
-            raise ValueError(f"method {method.name!r} does not say what a set of points is to it; remove single points")
+            raise ValueError(f"method {method.name!r} does not say what a set is to it: register it with sets")
     posterior, task = work.posterior, work.posterior.task.first(train=2, test=1)
     kept = min(2, posterior.checkpoints) if any(m.scope == "posterior" for m in work.methods.values()) else 1
     recipe = replace(posterior.recipe, epochs=kept) if posterior.recipe else None
@@ -283,18 +284,12 @@ def _probe(work: Work) -> None:
         few = Removals((np.arange(1), np.arange(0)), len(task.train), {}, single=False)
     small = replace(work, posterior=one, removals=few).prepared()
     with exact_repeat():
+        network = small.posterior.build(small.posterior.task, one.members[0].init_seed).eval()
+        task.check_outputs(forward(network, small.posterior.task.test.inputs))
         draws = small.posterior.draws(0)
-        task.check_outputs(draws[0](small.posterior.task.test.inputs))
         draws[0].losses(small.posterior.task.test)
         for name, method in small.methods.items():
-            _try(small, name, method, draws)
-
-
-def _try(small: Work, name: str, method, draws) -> None:
-    if not method.retrains:
-        estimated(small, name, {0: draws}, small.removals)
-        return
-    without, _ = losses_without(small, 0, name, small.removals)
-    needed = (len(draws), len(small.removals), 1)
-    if without.shape != needed:
-        raise ValueError(f"method {name!r} gave losses of shape {without.shape} where {needed} is needed")
+            if method.retrains:
+                losses_without(small, 0, name, few)
+            else:
+                estimated(small, name, {0: draws}, few)

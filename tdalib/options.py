@@ -61,7 +61,7 @@ def check(owner: str, types: dict[str, Any], given: dict) -> dict:
             checked[key] = _adapter(types[key]).validate_python(value)
         except ValidationError as error:
             first = error.errors()[0]
-            said = sentence(first | {"loc": (key, *first["loc"])})
+            said = sentence(first | {"loc": (key,)})
             raise ValueError(f"{owner}.{said}" if owner else said) from None
         if isinstance(value, bool) and not isinstance(checked[key], bool):
             raise ValueError(f"{owner}.{key}: {value} is not possible; it must be a number")

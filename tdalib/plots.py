@@ -228,7 +228,7 @@ def plot_proponents(top: xr.DataArray, task, test: int, *, axes=None) -> np.ndar
 def _classes(table: xr.Dataset, split: str) -> np.ndarray:
     """The class of every point; one without a name where there are none."""
     name = f"{split}_class"
-    return table[name].values.astype(str) if name in table.coords else np.full(table.sizes[split], "")
+    return table[name].values.astype(object) if name in table.coords else np.full(table.sizes[split], "", object)
 
 
 def _long(table: xr.Dataset, name: str) -> pd.DataFrame:

@@ -124,12 +124,13 @@ def _random(points: Points, stream, how: dict[str, Any]) -> Removals:
         if key not in options:
             raise ValueError(f"removals.random: {key} is missing; it needs size and count")
     size, within = options["size"], options.get("within")
-    groups = list(_groups(points, within, "random.within").values()) if within else [np.arange(len(points))]
-    smallest = min(map(len, groups))
+    groups = _groups(points, within, "random.within") if within else {"": np.arange(len(points))}
+    smallest = min(map(len, groups.values()))
     if size > smallest:
         raise ValueError(f"removals.random.size: {size} is not possible; there are {smallest} points to draw from")
-    chosen = [groups[k % len(groups)] for k in range(options["count"])]  # the groups take turns
-    return _several([np.sort(stream.permutation(group)[:size]) for group in chosen], points)
+    names = [list(groups)[k % len(groups)] for k in range(options["count"])]  # the groups take turns
+    drawn = _several([np.sort(stream.permutation(groups[name])[:size]) for name in names], points)
+    return replace(drawn, labels={within: np.array(names, object)}) if within else drawn
 
 
 def _subsets(points: Points, stream, count: int, share: float) -> Removals:

@@ -150,7 +150,11 @@ def losses_without(work: Work, member: int, name: str, removals: Removals) -> tu
     method = work.methods[name]
     values = method.function(work.posterior, member, removals.weights(), **work.options[name])
     without, control = values if isinstance(values, tuple) else (values, None)
-    return as_array(method, without), None if control is None else as_array(method, control)
+    without = as_array(method, without)
+    needed = (work.posterior.checkpoints, len(removals), len(work.posterior.task.test))
+    if without.shape != needed:
+        raise ValueError(f"method {name!r} gave losses of shape {without.shape} where {needed} is needed")
+    return without, None if control is None else as_array(method, control)
 
 
 def estimate(shared: Shared, unit: Unit, states: dict[int, list[State]]) -> Written:

@@ -264,6 +264,8 @@ def test_models_are_told_apart_and_too_few_outputs_refused(blobs, tmp_path):
         attribute(large, ["gd"], path=tmp_path / "a.zarr")
     with pytest.raises(ValueError, match="the model has 2 outputs; the targets need at least 3"):
         attribute(narrow, ["gd"])
+    with pytest.raises(ValueError, match="the model has 2 outputs; the targets need at least 3"):
+        attribute(replace(narrow, task=replace(blobs, train=blobs.train[[2, 1]])), ["gd"])  # in the trial too
 
 
 def test_a_result_without_params_names_its_model(posterior):

@@ -58,6 +58,18 @@ def test_trust_map_is_sorted_by_class(tau, ax):
     assert ax.get_xticks().tolist() == [1, 4] and ax.figure.axes[1].get_ylabel() == "SNR |mean τ| / std τ"
 
 
+def test_trust_map_of_removed_sets_and_of_stored_labels(tau, ax):
+    stored = {"train_class": ("train", np.array(list("babab"), dtype=np.dtypes.StringDType()))}  # as Zarr gives them
+    table = stats.per_pair(tau.assign_coords(stored))
+    plots.plot_trust_map(table, "loo", ax=ax)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+    assert ax.get_xlabel() == "test points" and ax.get_ylabel() == "train points, by class"
+    sets = stats.per_pair(tau.assign_coords(size=("train", [3, 1, 2, 1, 1])))
+    image = plots.plot_trust_map(sets, "loo", ax=plt.figure().gca()).images[0]
+    np.testing.assert_allclose(image.get_array(), sets.snr.sel({"method": "loo"}).values.clip(0.1, 10))
+    assert image.axes.get_ylabel() == "removed sets"
+
+
 def test_heat_map_says_the_correlations(tau, ax):
     correlation = stats.agreement(tau, resamples=2).correlation.sel(statistic="mean", kind="pearson")
     plots.plot_correlations(correlation, ax=ax)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import xarray as xr
 
-from tdalib import Recipe, attribute, attributors, data, deep_ensemble, models, removals, samplers
+from tdalib import Recipe, attribute, attributors, data, deep_ensemble, models, removals, samplers, stats
 from tdalib.data import Points
 from tdalib.samplers.chains import potential_gradient
 from tdalib.training import Training, batch_order, train, train_stack
@@ -178,6 +179,10 @@ def test_further_is_continue_less_what_training_on_does(digits):
     on = attributors.leave_one_out(posterior, 0, torch.ones(1, 6), protocol="continue")
     without, control = attributors.leave_one_out(posterior, 0, weights, protocol="further")
     assert torch.equal(without, continued) and torch.equal(control, on)
+    result = attribute(posterior, "loo", options={"loo": {"protocol": "further"}}, workers=1)
+    np.testing.assert_allclose(result.tau[:, :2, :, 0], without - control, atol=1e-6)
+    with pytest.raises(ValueError, match="uncoupled draws need leave-one-out against θ itself"):
+        stats.uncoupled(xr.concat([result, result.assign_coords(member=result.member + 1)], "sample"))
     assert control.shape == (2, 1, 6) and not torch.equal(control[:, 0], posterior.draws(0)[0].losses(digits.test))
 
 
@@ -198,6 +203,7 @@ def test_what_is_asked_for_is_what_is_removed(points):
     assert years.labels["year"].tolist() == [0, 1] and not years.renormalise
     within = removals.from_spec({"random": {"size": 3, "count": 7, "within": "class"}}, points)
     assert [len(p) for p in within.sets] == [3] * 7 and all(len(set(p % 3)) == 1 for p in within.sets)
+    assert within.labels["class"].tolist() == ["cat", "dog", "eel", "cat", "dog", "eel", "cat"]
     anywhere = removals.from_spec({"random": {"size": 10, "count": 2}}, points)
     assert [len(set(p.tolist())) for p in anywhere.sets] == [10, 10]
     halves = removals.from_spec({"subsets": 4, "share": 0.5}, points)
@@ -275,7 +281,7 @@ def test_a_method_to_which_sets_mean_nothing_refuses_them(digits):
     try:
         attributors.register("rank", unit="1")(rank)
         attributors.register("added", unit="1", sets="sum")(rank)
-        with pytest.raises(ValueError, match="method 'rank' does not say what a set of points is to it"):
+        with pytest.raises(ValueError, match="method 'rank' does not say what a set is to it: register it with sets"):
             attribute(posterior, ["rank"], removals={"by": "class"})
         one = attribute(posterior, ["rank"], removals={"points": [5]}, workers=1).tau
         assert one.shape == (1, 1, 6, 1) and one[0, 0, :, 0].values.tolist() == [0, 0, 0, 0, 1, 1]

@@ -77,15 +77,10 @@ def test_a_stack_is_as_many_removals_as_it_holds(known, seconds, stack):
     assert ("retraining", in_one) in known["asked"]
 
 
-@pytest.mark.parametrize(
-    ("law", "of_all", "sizes"),
-    [(lambda n: 1.0 * n, 90.0, [25]), (lambda n: 0.1 + 0.01 * n, 1.0, [25, 90])],
-    ids=["slow: counted up from a block", "quick: timed whole"],
-)
-def test_an_estimate_is_timed_on_all_removals_where_that_is_quick(known, seconds, law, of_all, sizes):
-    known["estimate"] = law
-    assert seconds(["if"])["if"] == pytest.approx(of_all * CHECKPOINTS * MEMBERS)
-    assert [n for kind, n in known["asked"] if kind == "estimate"] == sizes
+def test_an_estimate_is_timed_at_one_draw_on_all_removals(known, seconds):
+    known["estimate"] = lambda n: 0.1 + 0.01 * n
+    assert seconds(["if"])["if"] == pytest.approx((0.1 + 0.01 * POINTS) * CHECKPOINTS * MEMBERS)
+    assert [n for kind, n in known["asked"] if kind == "estimate"] == [POINTS]
 
 
 def test_what_sees_many_draws_is_timed_on_them_and_what_sees_all_members_has_one_worker(known, seconds):

@@ -42,6 +42,9 @@ class Points:
     targets: Tensor
     labels: dict[str, np.ndarray]
 
+    def __repr__(self) -> str:
+        return f"Points({len(self)})"
+
     def __len__(self) -> int:
         return len(self.targets)
 

@@ -32,10 +32,16 @@ def uncoupled(result: xr.Dataset) -> xr.DataArray:
     Raises
     ------
     ValueError
-        There is no `loss_without`, there are fewer than 2 members, or they have unequal numbers of draws.
+        There is no `loss_without`, or it is compared with another training (protocol "further"); there are fewer than 2
+        members, or they have unequal numbers of draws.
     """
     if "loss_without" not in result:
         raise ValueError("uncoupled draws need loss_without, which a method that retrains (loo) leaves in the store")
+    if "tau" in result and "loo" in result["method"].values:
+        first = result.isel(sample=0).transpose("train", "test", ...)
+        coupled, apart = first["tau"].loc[{"method": "loo"}].values, (first["loss_without"] - first["loss"]).values
+        if not np.allclose(coupled, apart, atol=1e-3 * np.abs(coupled).max(), equal_nan=True):
+            raise ValueError("uncoupled draws need leave-one-out against θ itself; here it is against another training")
     members, counts = np.unique(result.member.values, return_counts=True)
     if len(members) < 2 or len(set(counts)) > 1:
         raise ValueError(f"uncoupled draws need at least 2 members with equal numbers of draws, not {counts.tolist()}")
