@@ -290,3 +290,23 @@ def test_a_method_to_which_sets_mean_nothing_refuses_them(digits):
     finally:
         for name in ("rank", "added"):
             attributors.METHODS.pop(name, None)
+
+
+@pytest.mark.parametrize("renormalise", [False, True])
+def test_laplace_without_a_set_has_the_covariance_of_the_rest(renormalise):
+    """Linear regression: (XᵀX + nλ)⁻¹ of the points left; renormalised, XᵀX is scaled up to all n."""
+    stream = np.random.default_rng(1)
+    x, y = stream.normal(size=(12, 2)), stream.normal(size=12)
+    task = data.from_arrays(x, y, x[:3], y[:3])
+    recipe = Recipe(3, 12, 0.1, weight_decay=0.2)
+    posterior = samplers.laplace(
+        lambda task, seed: torch.nn.Linear(2, 1, bias=False), task, recipe, members=1, checkpoints=4000, subset="all"
+    )
+    weights = rows(SETS[:1])
+    drawn = torch.cat([d.theta["weight"] for d in replace(posterior, renormalise=renormalise).draws(0, weights[0])])
+    left = x[weights[0].numpy() == 1]
+    scale = 12 / len(left) if renormalise else 1
+    expected = np.linalg.inv(scale * left.T @ left + 12 * 0.2 * np.eye(2))
+    np.testing.assert_allclose(np.cov(drawn.T.numpy()), expected, rtol=0, atol=0.08 * expected.max())
+    other = np.linalg.inv((1 if renormalise else 12 / len(left)) * left.T @ left + 12 * 0.2 * np.eye(2))
+    assert abs(np.cov(drawn.T.numpy()) - other).max() > 2 * abs(np.cov(drawn.T.numpy()) - expected).max()
