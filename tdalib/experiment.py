@@ -135,7 +135,6 @@ class Experiment:
     def _filled(self, path: Path) -> xr.Dataset:
         """The result in the store at `path`, what was missing computed."""
         is_done = partial(store.is_done, path)
-        store.check(path, self._empty)
         if not path.exists() or self._members(is_done) or store.missing(path, self._empty):
             with store.held(path):
                 store.create(path, self._empty)
