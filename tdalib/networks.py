@@ -3,8 +3,10 @@
 import inspect
 from collections.abc import Callable
 from copy import deepcopy
+from hashlib import sha256
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -49,16 +51,13 @@ def copy_of(network: nn.Module) -> nn.Module:
 
 def forward(network: nn.Module, inputs: Inputs) -> Tensor:
     """Outputs of the network as it is."""
-    if not isinstance(inputs, dict):
-        return network(inputs)
-    return network(**inputs) if _takes(network, inputs) else network(inputs)
+    arguments, by_name = _arguments(network, inputs)
+    return network(*arguments, **by_name)
 
 
 def forward_at(network: nn.Module, held: dict[str, Tensor], inputs: Inputs) -> Tensor:
     """Outputs of the network with other parameters and buffers in place of its own."""
-    if isinstance(inputs, dict) and _takes(network, inputs):
-        return functional_call(network, held, (), inputs)
-    return functional_call(network, held, (inputs,))
+    return functional_call(network, held, *_arguments(network, inputs))
 
 
 def in_batches(function: Callable[[Inputs], Tensor], points: Points) -> Tensor:
@@ -75,7 +74,19 @@ def to_training(network: nn.Module) -> None:
             module.eval()
 
 
-def _takes(network: nn.Module, inputs: dict) -> bool:
-    """Whether `forward` has a parameter for every key."""
-    parameters = inspect.signature(network.forward).parameters
-    return all(key in parameters for key in inputs) or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+def fingerprint(held: dict[str, Tensor]) -> str:
+    """SHA-256 over named tensors, to the bit."""
+    digest = sha256()
+    for name, value in held.items():
+        digest.update(name.encode() + np.ascontiguousarray(value.cpu()).tobytes())
+    return digest.hexdigest()
+
+
+def _arguments(network: nn.Module, inputs: Inputs) -> tuple[tuple, dict]:
+    """What `forward` is called with: a dict by its keys where it has a parameter for every one, else one argument."""
+    if isinstance(inputs, dict):
+        parameters = inspect.signature(network.forward).parameters
+        any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        if any_name or all(key in parameters for key in inputs):
+            return (), inputs
+    return (inputs,), {}

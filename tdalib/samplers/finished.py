@@ -1,7 +1,6 @@
 """Finished checkpoints: trained elsewhere, and taken as draws."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from hashlib import sha256
 
 import numpy as np
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from tdalib import models
 from tdalib.data import Task, resolve
-from tdalib.networks import State, trainable
+from tdalib.networks import State, fingerprint, trainable
 from tdalib.samplers.draw import Draw
 from tdalib.samplers.posterior import Member, Posterior
 from tdalib.training import Recipe
@@ -59,6 +58,7 @@ def from_checkpoints(
     network = build(task, 0)
     states = [_fitting(_read(each), network, k) for k, each in enumerate(checkpoints)]
     of_member = {int(index): [states[k] for k in np.flatnonzero(whose == index)] for index in counts}
+    every = {f"{k} {name}": p for k, state in enumerate(states) for name, p in (state.theta | state.rest).items()}
     return Posterior(
         task,
         build,
@@ -66,7 +66,7 @@ def from_checkpoints(
         tuple(Member(index, 0, 0) for index in of_member),
         checkpoints=count // len(of_member),
         sample=_held,
-        options={"states": of_member, "sha256": _fingerprint(states)},
+        options={"states": of_member, "sha256": fingerprint(every)},
         kind="finished",
         sampler="from_checkpoints",
     )
@@ -115,11 +115,3 @@ def _fitting(loaded: Mapping[str, Tensor], network: nn.Module, number: int) -> S
     held = {name: torch.empty_like(p).copy_(held[name]).detach() for name, p in own.items()}
     theta = trainable(network).keys()
     return State({name: held[name] for name in theta}, {name: p for name, p in held.items() if name not in theta})
-
-
-def _fingerprint(states: list[State]) -> str:
-    digest = sha256()
-    for state in states:
-        for name, value in (state.theta | state.rest).items():
-            digest.update(name.encode() + np.ascontiguousarray(value.cpu()).tobytes())
-    return digest.hexdigest()

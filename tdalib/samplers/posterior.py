@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from hashlib import sha256
 from inspect import Signature, signature
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from tdalib import models
 from tdalib.data import Task
-from tdalib.networks import State, Theta, in_batches
+from tdalib.networks import State, Theta, fingerprint, in_batches
 from tdalib.options import Count, Natural
 from tdalib.registry import Registry
 from tdalib.samplers.draw import Draw
@@ -216,10 +215,7 @@ class Posterior:
 
     def fingerprint(self) -> str:
         """SHA-256 over the initial weights of the first member, frozen ones too: the same model, to the bit."""
-        digest = sha256()
-        for name, value in self.build(self.task, self.members[0].init_seed).state_dict().items():
-            digest.update(name.encode() + np.ascontiguousarray(value.cpu()).tobytes())
-        return digest.hexdigest()
+        return fingerprint(self.build(self.task, self.members[0].init_seed).state_dict())
 
 
 def derive_seed(seed: int, member: int, role: int) -> int:
