@@ -16,14 +16,13 @@ import pandas as pd
 import xarray as xr
 from tqdm import tqdm
 
-from tdalib import attributors, options, removals, result, stats, store
+from tdalib import attributors, removals, result, stats, store
 from tdalib.data import resolve
 from tdalib.networks import forward
-from tdalib.options import Count
+from tdalib.options import Count, check
 from tdalib.removals import Removals
 from tdalib.samplers import Posterior
-from tdalib.stopwatch import Cost
-from tdalib.units import Unit, Work, draw_member, estimated, job, losses_without, measure
+from tdalib.units import Cost, Unit, Work, draw_member, estimated, job, losses_without, measure
 from tdalib.workers import exact_repeat, parallel, resolve_device
 
 COLUMNS = ["minutes", "peak memory of a worker (GB)", "disk (GB)"]  # of a plan
@@ -66,7 +65,7 @@ class Experiment:
     scheduler: str | None = None
 
     def __post_init__(self):
-        options.check("", {"workers": Count | None}, {"workers": self.workers})
+        check("", {"workers": Count | None}, {"workers": self.workers})
 
     def check(self) -> None:
         """Do everything that can fail on what is asked for, and write nothing.
@@ -92,8 +91,7 @@ class Experiment:
         """
         self.check()
         path = resolve(self.path) if self.path else Path("no store")
-        is_done = partial(store.is_done, path)
-        units, members = self._work.pending(is_done), self._members(is_done)
+        units, members = self._work.pending(partial(store.is_done, path))
         if not members:
             return _table({})
         with parallel(self._work, self._work.device, self.workers, self.scheduler) as (pool, shared):
@@ -134,8 +132,8 @@ class Experiment:
 
     def _filled(self, path: Path) -> xr.Dataset:
         """The result in the store at `path`, what was missing computed."""
-        is_done = partial(store.is_done, path)
-        if not path.exists() or self._members(is_done) or store.missing(path, self._empty):
+        _, members = self._work.pending(partial(store.is_done, path))
+        if members or store.missing(path, self._empty):
             with store.held(path):
                 store.create(path, self._empty)
                 try:
@@ -149,24 +147,18 @@ class Experiment:
 
     def _compute(self, path: Path) -> None:
         """Compute what is missing and write it, chunk by chunk."""
-        work, is_done = self._work, partial(store.is_done, path)
-        units, members, without_loss = work.pending(is_done), self._members(is_done), work.without_loss(is_done)
+        work = self._work
+        units, members = work.pending(partial(store.is_done, path))
         with parallel(work, work.device, self.workers, self.scheduler) as (pool, shared):
             drawn = {}
             sampling = (joblib.delayed(draw_member)(shared, k) for k in members)
             for k, states, loss in tqdm(pool(sampling), desc="posterior", total=len(members), unit="member"):
                 drawn[k] = states, loss
-                if k in without_loss:
-                    store.write(path, "loss", work.chunk("loss", k), loss)
+                store.write(path, "loss", work.chunk("loss", k), loss)
             jobs = (job(shared, unit, work.methods[unit.method], drawn) for unit in units)
             for written in tqdm(pool(jobs), desc="attribution", total=len(units), unit="unit"):
                 for name, at, values in written:
                     store.write(path, name, at, values)
-
-    def _members(self, is_done) -> list[int]:
-        """The members whose draws are needed."""
-        asked = {unit.member for unit in self._work.pending(is_done)} | set(self._work.without_loss(is_done))
-        return list(self._work.members) if None in asked else sorted(asked)
 
     @cached_property
     def _work(self) -> Work:
@@ -198,15 +190,12 @@ class Experiment:
         for name in given:
             if name not in methods:
                 raise ValueError(f"options for {name!r}, which is not among the methods {', '.join(methods)}")
-        return {
-            name: options.check(name, options.options_of(method.function), given.get(name, {}))
-            for name, method in methods.items()
-        }
+        return {name: given.get(name, {}) for name in methods}
 
     def _described(self) -> dict:
         """What a result depends on beside its data and model, for one made without a params file."""
-        given = {name: (self.options or {}).get(name, {}) for name in self._work.methods}
-        asked = {"removals": self.removals, "methods": list(given), "method_options": given}
+        options = self._work.options
+        asked = {"removals": self.removals, "methods": list(options), "method_options": options}
         return self.posterior.description() | asked
 
 
@@ -238,29 +227,26 @@ def attribute(posterior: Posterior, methods: Sequence[str] | str, **asked) -> xr
     return Experiment(posterior, methods, **asked).run()
 
 
-def accuracy(posterior: Posterior, *, workers: int | None = None) -> xr.DataArray:
+def accuracy(posterior: Posterior) -> xr.DataArray:
     """Share of the test points that each draw predicts rightly, (sample,), with the draw's provenance.
+
+    Members are trained here, one after another.
 
     Raises
     ------
     ValueError
         The objective does not say what is right.
     """
-    if posterior.task.objective.correct is None:
-        raise ValueError(f"objective {posterior.task.objective.name!r} has no accuracy")
-    work = Work(posterior, removals.every_point(posterior.task.train), {}, {})
-    with parallel(work, "cpu", workers, None) as (pool, shared):
-        shares = dict(pool(joblib.delayed(_accuracy)(shared, k) for k in range(len(posterior.members))))
-    coordinates = result.provenance(posterior)
-    return xr.DataArray(np.concatenate([shares[k] for k in sorted(shares)]), coordinates, "sample", name="accuracy")
-
-
-def _accuracy(shared, k: int) -> tuple[int, list[float]]:
-    posterior = shared.get(Work.prepared).posterior
-    test, correct = posterior.task.test, posterior.task.objective.correct
+    test, objective = posterior.task.test, posterior.task.objective
+    if objective.correct is None:
+        raise ValueError(f"objective {objective.name!r} has no accuracy")
+    shares = []
     with exact_repeat():
-        right = [correct(draw.all_outputs(test), test.targets) for draw in posterior.draws(k)]
-    return k, [each.double().mean().item() for each in right]
+        for k in range(len(posterior.members)):
+            for draw in posterior.draws(k):
+                right = objective.correct(draw.all_outputs(test), test.targets)
+                shares.append(right.double().mean().item())
+    return xr.DataArray(shares, result.provenance(posterior), "sample", name="accuracy")
 
 
 def _probe(work: Work) -> None:
@@ -291,4 +277,4 @@ def _probe(work: Work) -> None:
             if method.retrains:
                 losses_without(small, 0, name, few)
             else:
-                estimated(small, name, {0: draws}, few)
+                estimated(small, name, {0: draws})

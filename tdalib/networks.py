@@ -2,9 +2,11 @@
 
 import inspect
 from collections.abc import Callable
+from contextlib import ExitStack
 from copy import deepcopy
+from functools import partial
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -58,6 +60,17 @@ def forward(network: nn.Module, inputs: Inputs) -> Tensor:
 def forward_at(network: nn.Module, held: dict[str, Tensor], inputs: Inputs) -> Tensor:
     """Outputs of the network with other parameters and buffers in place of its own."""
     return functional_call(network, held, *_arguments(network, inputs))
+
+
+def calls(network: nn.Module, layers: dict[str, nn.Module], inputs: Inputs) -> dict[str, list[tuple[tuple, Any]]]:
+    """What each of some layers takes and gives in one pass, (arguments, output) of every call; no gradient."""
+    seen = {name: [] for name in layers}
+    with ExitStack() as hooks, torch.no_grad():
+        for name, layer in layers.items():
+            note = partial(lambda calls, _, arguments, output: calls.append((arguments, output)), seen[name])
+            hooks.enter_context(layer.register_forward_hook(note))
+        forward(network, inputs)
+    return seen
 
 
 def in_batches(function: Callable[[Inputs], Tensor], points: Points) -> Tensor:

@@ -94,16 +94,13 @@ class Objective:
 
     def _hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """∂²L/∂outputs² of every point, (points, C, C), C the number of its outputs."""
-        outputs = outputs.requires_grad_()
-        (slope,) = torch.autograd.grad(self.loss(outputs, targets).sum(), outputs, create_graph=True)
-        slope, rows = slope.flatten(1), []
-        for total in slope.sum(0):
-            if total.requires_grad:
-                (row,) = torch.autograd.grad(total, outputs, retain_graph=True, materialize_grads=True)
-            else:  # the loss is linear here
-                row = torch.zeros_like(outputs)
-            rows.append(row.flatten(1))
-        return torch.stack(rows, 1).detach()
+
+        def slope(outputs: Tensor) -> Tensor:  # summed over points, of which none sees another, (C,)
+            (each,) = torch.autograd.grad(self.loss(outputs, targets).sum(), outputs, create_graph=True)
+            return each.flatten(1).sum(0)
+
+        rows = torch.autograd.functional.jacobian(slope, outputs)  # (C, points, ...)
+        return rows.flatten(2).transpose(0, 1)
 
 
 def _double(targets: Tensor) -> Tensor:
@@ -161,22 +158,7 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs, targets, reduction="none")
 
 
-def _identity(outputs: Tensor, targets: Tensor) -> Tensor:
-    count = outputs[0].numel()
-    return (
-        torch.eye(count, dtype=outputs.dtype, device=outputs.device)
-        .view(1, count, *outputs.shape[1:])
-        .expand(len(outputs), *(-1 for _ in outputs.shape))
-    )
-
-
-@register(
-    "squared_error",
-    unit="target²",
-    root=_identity,
-    coefficients=lambda outputs, targets: (outputs - targets).flatten(1),
-    likelihood="regression",
-)
+@register("squared_error", unit="target²", likelihood="regression")
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """½ ‖f − y‖², summed over the outputs of a point: −log p of unit noise, up to a constant.   (points,)."""
     if outputs.shape != targets.shape:

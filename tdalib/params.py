@@ -31,6 +31,10 @@ def _known(find) -> AfterValidator:
     return AfterValidator(lambda name: find(name) and name)
 
 
+Name = Annotated[str, _known(attributors.get)]
+Scheduler = Annotated[str, _must(r"^local$|:\d+$", "be local or the address of a dask scheduler, host:port")]
+
+
 class Params(BaseModel):
     """An experiment. `of` and `read` turn unknown keys, wrong types and impossible values into a one-line ValueError.
 
@@ -58,21 +62,13 @@ class Params(BaseModel):
     momentum: Number = 0.0
     weight_decay: NonNegative = 5e-3
     schedule: Literal["constant", "linear"] = "constant"
-    methods: Annotated[list[Annotated[str, _known(attributors.get)]], Field(min_length=1)] = [
-        "loo",
-        "ats",
-        "if",
-        "gd",
-        "gc",
-    ]
+    methods: Annotated[list[Name], Field(min_length=1)] = ["loo", "ats", "if", "gd", "gc"]
     method_options: dict[str, dict[str, Any]] = {}
     removals: dict[str, Any] | None = None
     seed: Natural = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: Count | None = None
-    scheduler: (
-        Annotated[str, _must(r"^local$|:\d+$", "be local or the address of a dask scheduler, host:port")] | None
-    ) = None
+    scheduler: Scheduler | None = None
     store: Annotated[str, _must(r"\.zarr/?$", "end in .zarr")] | None = None
     plan_only: Annotated[bool, Field(strict=True)] = False
 
@@ -108,31 +104,15 @@ class Params(BaseModel):
         """Params from the variables of the parameters cell."""
         return cls.of({key: variables[key] for key in cls.model_fields})
 
-    @field_validator("methods")
-    @classmethod
-    def _each_method_stands_once(cls, names):
-        if len(set(names)) < len(names):
-            raise ValueError("a method is named twice; each may stand once")
-        return names
-
-    @field_validator("dataset_options", "model_options", "sampler_options")
+    @field_validator("dataset_options", "model_options", "sampler_options", "method_options")
     @classmethod
     def _options_are_known(cls, given, info):
-        owner = info.field_name.removesuffix("_options")
-        name = info.data.get(owner)  # None where it is wrong itself
-        find = {"dataset": data.loader, "model": models.get, "sampler": samplers.get}[owner]
+        kind = info.field_name.removesuffix("_options")
+        if kind == "method":
+            return {name: _checked(name, attributors.get(name).function, given[name]) for name in given}
+        name = info.data.get(kind)  # None where it is wrong itself
+        find = {"dataset": data.loader, "model": models.get, "sampler": samplers.get}[kind]
         return _checked(name, find(name), given) if name else given
-
-    @field_validator("method_options")
-    @classmethod
-    def _options_of_methods_are_known(cls, given, info):
-        methods = info.data.get("methods")  # None where they are wrong themselves
-        for name in given if methods else ():
-            if name not in methods:
-                raise ValueError(f"{name!r} is not among the methods {', '.join(methods)}")
-        return (
-            {name: _checked(name, attributors.get(name).function, given[name]) for name in given} if methods else given
-        )
 
     @property
     def recipe(self) -> Recipe:
@@ -150,40 +130,25 @@ class Params(BaseModel):
         return self.model_dump(include={"dataset", "model", "train_per_class"}) | {"vary": vary}
 
     def task(self) -> Task:
-        return data.load(
-            self.dataset,
-            train_per_class=self.train_per_class,
-            test_per_class=self.test_per_class,
-            seed=self.seed,
-            objective=self.objective,
-            **self.dataset_options,
-        )
+        asked = self.model_dump(include={"train_per_class", "test_per_class", "seed", "objective"})
+        return data.load(self.dataset, **asked, **self.dataset_options)
 
     def posterior(self, task: Task) -> Posterior:
-        return samplers.get(self.sampler)(
-            models.get(self.model, **self.model_options),
-            task,
-            self.recipe,
-            members=self.members,
-            checkpoints=self.checkpoints,
-            seed=self.seed,
-            **self.sampler_options,
-        )
+        model, sampler = models.get(self.model, **self.model_options), samplers.get(self.sampler)
+        asked = self.model_dump(include={"members", "checkpoints", "seed"})
+        return sampler(model, task, self.recipe, **asked, **self.sampler_options)
 
     def experiment(self, posterior: Posterior | None = None) -> Experiment:
         """The experiment in its store; `posterior` is that of these params, by default made anew."""
+        where = {"device", "workers", "scheduler"}
         return Experiment(
             posterior or self.posterior(self.task()),
             self.methods,
             removals=self.removals and {"seed": self.seed} | self.removals,
             options=self.method_options,
             path=self.path,
-            params=self.model_dump(
-                exclude={"name", "device", "workers", "scheduler", "store", "plan_only"}
-            ),  # what the numbers depend on; the device that "auto" stands for comes later
-            device=self.device,
-            workers=self.workers,
-            scheduler=self.scheduler,
+            params=self.model_dump(exclude={"name", "store", "plan_only"} | where),  # what the numbers depend on
+            **self.model_dump(include=where),
         )
 
 

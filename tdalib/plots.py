@@ -40,9 +40,8 @@ def plot_reliability(table: xr.Dataset, method: str, *, ax: Axes | None = None) 
 
 def plot_noise_share(summary: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Share of pairs with std > |mean|, a bar for each method."""
-    ax = ax or plt.gca()
     share = summary["std > |mean|"]
-    sns.barplot(x=share.index, y=share.values, hue=share.index, palette=list(map(colour, share.index)), ax=ax)
+    ax = sns.barplot(x=share.index, y=share.values, hue=share.index, palette=list(map(colour, share.index)), ax=ax)
     for k, value in enumerate(share):
         ax.text(k, value, f"{value:.0%}" if value > 0.01 else f"{value:.1%}", ha="center", va="bottom")
     ax.set(xlabel="method", ylabel="share of pairs, std > |mean|", ylim=(0, 1.08))
@@ -53,7 +52,7 @@ def plot_snr(table: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """Histogram of the signal-to-noise ratio |mean| / std over pairs, a line for each method; below 1 noise wins."""
     ax = ax or plt.gca()
     frame = _long(table, "snr")
-    frame = frame[(frame.snr > 0) & np.isfinite(frame.snr)]
+    frame = frame[frame.snr.between(0, np.inf, inclusive="neither")]
     if len(frame):
         sns.histplot(
             frame, x="snr", hue="method", palette=_palette(table), log_scale=True, element="step", fill=False, bins=60,
@@ -66,8 +65,7 @@ def plot_snr(table: xr.Dataset, *, ax: Axes | None = None) -> Axes:
 
 def plot_p_values(table: xr.Dataset, p: str, *, ax: Axes | None = None) -> Axes:
     """Cumulative share of pairs with a p-value below x, a line for each method; pure noise gives p_t the diagonal."""
-    ax = ax or plt.gca()
-    sns.ecdfplot(_long(table, p), x=p, hue="method", palette=_palette(table), ax=ax)
+    ax = sns.ecdfplot(_long(table, p), x=p, hue="method", palette=_palette(table), ax=ax)
     ax.axvline(0.05, color="0.2", linewidth=1, linestyle=":")
     label = {"p_t": "p_t: is E[τ] = 0? (Student t)", "p_noise": "p_noise: could one member be noise?"}[p]
     if p == "p_t":
@@ -82,31 +80,31 @@ def plot_trust_map(table: xr.Dataset, method: str, *, ax: Axes | None = None) ->
     Points without classes, and removed sets, stay in their order.
     """
     ax = ax or plt.gca()
-    classes = {split: _classes(table, split) for split in ("train", "test")}
-    rows, columns = (np.argsort(of_points, kind="stable") for of_points in classes.values())
-    snr = table["snr"].sel({"method": method}).transpose("train", "test").values[np.ix_(rows, columns)]
-    image = ax.imshow(
-        snr.clip(0.1, 10), cmap="RdBu", norm="log", vmin=0.1, vmax=10, aspect="auto", interpolation="none"
-    )
-    for split, order, axis, line in (("train", rows, ax.yaxis, ax.axhline), ("test", columns, ax.xaxis, ax.axvline)):
-        names, starts, counts = np.unique(classes[split][order], return_index=True, return_counts=True)
-        axis.set_ticks(starts + counts / 2 - 0.5, names)
-        for start in starts[1:]:
-            line(start - 0.5, color="0.2", linewidth=0.8)
-    bar = ax.figure.colorbar(image, ax=ax, extend="both", label="SNR |mean τ| / std τ")
-    bar.set_ticks([0.1, 0.3, 1, 3, 10], labels=["0.1", "0.3", "1", "3", "10"])
+    snr = table["snr"].sel({"method": method}).transpose("train", "test").clip(0.1, 10)
+    rows = "removed sets" if "size" in table.coords else "train points"
+    ax.set(xlabel="test points", ylabel=rows, title=method)
+    for split, axis, line in (("train", ax.yaxis, ax.axhline), ("test", ax.xaxis, ax.axvline)):
+        axis.set_ticks([])
+        if f"{split}_class" in table.coords:
+            classes = table[f"{split}_class"].values.astype(object)
+            snr = snr.isel({split: np.argsort(classes, kind="stable")})
+            names, counts = np.unique(classes, return_counts=True)
+            ends = np.cumsum(counts) - 0.5
+            axis.set_ticks(ends - counts / 2, names)
+            axis.set_label_text(f"{axis.get_label_text()}, by class")
+            for end in ends[:-1]:
+                line(end, color="0.2", linewidth=0.8)
+    image = ax.imshow(snr, cmap="RdBu", norm="log", vmin=0.1, vmax=10, aspect="auto", interpolation="none")
+    bar = ax.figure.colorbar(image, ax=ax, extend="both", label="SNR |mean τ| / std τ", format="%g")
+    bar.set_ticks([0.1, 0.3, 1, 3, 10])
     bar.minorticks_off()
-    removed = "removed sets" if "size" in table.coords else "train points"
-    by = {split: ", by class" if f"{split}_class" in table.coords else "" for split in classes}
-    ax.set(xlabel=f"test points{by['test']}", ylabel=f"{removed}{by['train']}", title=method)
     return ax
 
 
 def plot_correlations(correlation: xr.DataArray, *, low: float = -1, ax: Axes | None = None) -> Axes:
     """Heat map of a (method, other) of `stats.agreement`, from `low` to 1: −1 for correlations, 0 for shares."""
-    ax = ax or plt.gca()
     frame = correlation.transpose("method", "other").to_pandas().round(2) + 0.0  # no −0.00
-    sns.heatmap(
+    ax = sns.heatmap(
         frame, vmin=low, vmax=1, cmap="vlag" if low < 0 else "Blues", annot=True, fmt=".2f", square=True, cbar=False,
         annot_kws={"size": 8}, ax=ax,
     )  # fmt: skip
@@ -161,10 +159,7 @@ def plot_variance_shares(components: xr.Dataset, *, ax: Axes | None = None) -> A
     ax = ax or plt.gca()
     shares = components.share.transpose("method", "source").to_pandas().clip(lower=0)  # an estimate can be negative
     shares = shares.div(shares.sum(axis=1), axis=0)
-    left = np.zeros(len(shares))
-    for source, tint in zip(shares.columns, sns.color_palette("viridis", len(shares.columns)), strict=True):
-        ax.barh(shares.index, shares[source], left=left, color=tint, label=source)
-        left += shares[source].values
+    shares.plot.barh(stacked=True, width=0.8, color=sns.color_palette("viridis", len(shares.columns)), ax=ax)
     ax.set(xlabel="share of Var(τ) of one draw", ylabel="method", xlim=(0, 1))
     ax.invert_yaxis()
     ax.legend(ncols=len(shares.columns), loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
@@ -179,10 +174,9 @@ def plot_draws(tau: xr.DataArray, members: xr.DataArray, *, ax: Axes | None = No
     ax = ax or plt.gca()
     method = str(tau.method.item())
     ax.axvline(0, color="0.2", linewidth=1)
-    if np.ptp(tau.values) > 0:
-        behind = ax.twinx()
-        behind.set_axis_off()
-        sns.kdeplot(x=tau.values, color=colour(method), fill=True, alpha=0.15, linewidth=0, ax=behind)
+    behind = ax.twinx()
+    behind.set_axis_off()
+    sns.kdeplot(x=tau, color=colour(method), fill=True, alpha=0.15, linewidth=0, warn_singular=False, ax=behind)
     ax.scatter(tau, tau.member + 1, color=colour(method), alpha=0.5, s=14, linewidth=0)
     ax.scatter(members, members.member + 1, color=colour(method), marker="D", s=26, edgecolor="0.2", linewidth=0.6)
     ax.set(xlabel=f"τ {method} ({_unit(tau, method)})", ylabel="training", yticks=[1, members.sizes["member"]])
@@ -194,10 +188,9 @@ def plot_image(image, title: str, *, ax: Axes | None = None) -> Axes:
     """One image, (channels, height, width) in any range, scaled to its own range; a vector becomes a strip."""
     ax = ax or plt.gca()
     image = np.asarray(image)
-    image = np.moveaxis(image, 0, -1) if image.ndim == 3 else np.atleast_2d(image)[..., None]  # (height, width, C)
-    span = np.ptp(image)
-    image = (image - image.min()) / (span if span > 0 else 1)
-    ax.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", aspect="auto" if len(image) == 1 else None)
+    image = np.moveaxis(image, 0, -1) if image.ndim == 3 else np.atleast_2d(image)  # (height, width, C) or (1, width)
+    image = (image - image.min()) / (np.ptp(image) or 1)
+    ax.imshow(image, cmap="gray", aspect="auto" if len(image) == 1 else None)
     ax.set_title(title)
     ax.axis("off")
     return ax
@@ -225,18 +218,9 @@ def plot_proponents(top: xr.DataArray, task, test: int, *, axes=None) -> np.ndar
     return axes
 
 
-def _classes(table: xr.Dataset, split: str) -> np.ndarray:
-    """The class of every point; one without a name where there are none."""
-    name = f"{split}_class"
-    return table[name].values.astype(object) if name in table.coords else np.full(table.sizes[split], "", object)
-
-
 def _long(table: xr.Dataset, name: str) -> pd.DataFrame:
-    """One variable as rows of (method, value), as seaborn takes it."""
-    values = table[name].transpose("method", ...)
-    return pd.DataFrame({str(m): values[k].values.ravel() for k, m in enumerate(table.method.values)}).melt(
-        var_name="method", value_name=name
-    )
+    """One variable as rows of (method, …, value), as seaborn takes it."""
+    return table[name].transpose("method", ...).to_series().reset_index()
 
 
 def _palette(table: xr.Dataset) -> dict:

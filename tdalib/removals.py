@@ -1,6 +1,6 @@
 """Removals: which train points are left out together, and how a batch's loss is divided then."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -10,9 +10,11 @@ from pydantic import Field
 from torch import Tensor
 
 from tdalib.data import Points
-from tdalib.options import Count, Natural, Number, check
+from tdalib.options import Count, Natural, Number, check, options_of
 
 Share = Annotated[Number, Field(gt=0, lt=1)]
+Positions = Annotated[list[Natural], Field(min_length=1)]
+Sets = Annotated[list[list[Natural]], Field(min_length=1)]
 
 STREAM = 2  # of random removals; 0 and 1 choose train and test points
 
@@ -87,66 +89,58 @@ def from_spec(spec: dict[str, Any] | None, points: Points, seed: int = 0) -> Rem
     if spec is None:
         return every_point(points)
     if not isinstance(spec, dict) or len(kind := [key for key in KINDS if key in spec]) != 1:
-        raise ValueError(
-            f"removals: {spec!r} is not possible; give one of {', '.join(KINDS)}, or nothing for every point"
-        )
-    find, types = KINDS[kind[0]]
+        raise ValueError(f"removals: {spec!r} is not possible; give one of {', '.join(KINDS)}")
+    find = KINDS[kind[0]]
+    types = options_of(find)
     options = check("removals", types | {"seed": Natural, "renormalise": bool}, spec)
     renormalise = options.pop("renormalise", kind[0] == "subsets")
     stream = np.random.default_rng(np.random.SeedSequence(options.pop("seed", seed), spawn_key=(STREAM,)))
     missing = [key for key in types if key not in options]
     if missing:
         raise ValueError(f"removals: {kind[0]} needs {missing[0]} beside it")
-    return replace(find(points, stream, *(options[key] for key in types)), renormalise=renormalise)
+    return replace(find(points, stream, **options), renormalise=renormalise)
 
 
-def _selection(points: Points, stream, which: int | list[int]) -> Removals:
-    if isinstance(which, int):
-        if which > len(points):
-            raise ValueError(f"removals.points: {which} is not possible; there are {len(points)} train points")
-        which = np.sort(stream.permutation(len(points))[:which])
-    return _singles(points, _positions(which, len(points), "points"))
+def _selection(train: Points, stream, *, points: Count | Positions) -> Removals:
+    if isinstance(points, int):
+        if points > len(train):
+            raise ValueError(f"removals.points: {points} is not possible; there are {len(train)} train points")
+        points = np.sort(stream.permutation(len(train))[:points])
+    return _singles(train, _positions(points, len(train), "points"))
 
 
-def _by(points: Points, stream, label: str) -> Removals:
-    groups = _groups(points, label, "by")
-    names = np.array(list(groups), dtype=object)
-    return Removals(tuple(groups.values()), len(points), {label: names}, single=False)
+def _by(train: Points, stream, *, by: str) -> Removals:
+    groups = _groups(train, by, "by")
+    return _several(train, groups.values(), {by: np.array(list(groups), object)})
 
 
-def _sets(points: Points, stream, sets: list[list[int]]) -> Removals:
-    return _several([_positions(positions, len(points), "sets") for positions in sets], points)
+def _sets(train: Points, stream, *, sets: Sets) -> Removals:
+    return _several(train, [_positions(positions, len(train), "sets") for positions in sets])
 
 
-def _random(points: Points, stream, how: dict[str, Any]) -> Removals:
-    options = check("removals.random", {"size": Count, "count": Count, "within": str}, how)
+def _random(train: Points, stream, *, random: dict[str, Any]) -> Removals:
+    options = check("removals.random", {"size": Count, "count": Count, "within": str}, random)
     for key in ("size", "count"):
         if key not in options:
             raise ValueError(f"removals.random: {key} is missing; it needs size and count")
     size, within = options["size"], options.get("within")
-    groups = _groups(points, within, "random.within") if within else {"": np.arange(len(points))}
+    groups = _groups(train, within, "random.within") if within else {"": np.arange(len(train))}
     smallest = min(map(len, groups.values()))
     if size > smallest:
         raise ValueError(f"removals.random.size: {size} is not possible; there are {smallest} points to draw from")
     names = [list(groups)[k % len(groups)] for k in range(options["count"])]  # the groups take turns
-    drawn = _several([np.sort(stream.permutation(groups[name])[:size]) for name in names], points)
-    return replace(drawn, labels={within: np.array(names, object)}) if within else drawn
+    labels = {within: np.array(names, object)} if within else {}
+    return _several(train, [np.sort(stream.permutation(groups[name])[:size]) for name in names], labels)
 
 
-def _subsets(points: Points, stream, count: int, share: float) -> Removals:
-    size = round(share * len(points))
+def _subsets(train: Points, stream, *, subsets: Count, share: Share) -> Removals:
+    size = round(share * len(train))
     if size == 0:
-        raise ValueError(f"removals.share: {share} is not possible; of {len(points)} points it is none")
-    return _several([np.sort(stream.permutation(len(points))[:size]) for _ in range(count)], points)
+        raise ValueError(f"removals.share: {share} is not possible; of {len(train)} points it is none")
+    return _several(train, [np.sort(stream.permutation(len(train))[:size]) for _ in range(subsets)])
 
 
-KINDS = {
-    "points": (_selection, {"points": Count | Annotated[list[Natural], Field(min_length=1)]}),
-    "by": (_by, {"by": str}),
-    "sets": (_sets, {"sets": Annotated[list[list[Natural]], Field(min_length=1)]}),
-    "random": (_random, {"random": dict[str, Any]}),
-    "subsets": (_subsets, {"subsets": Count, "share": Share}),
-}
+KINDS = {"points": _selection, "by": _by, "sets": _sets, "random": _random, "subsets": _subsets}
 
 
 def _singles(points: Points, positions: np.ndarray) -> Removals:
@@ -154,8 +148,8 @@ def _singles(points: Points, positions: np.ndarray) -> Removals:
     return Removals(sets, len(points), {name: values[positions] for name, values in points.labels.items()})
 
 
-def _several(sets: list[np.ndarray], points: Points) -> Removals:
-    return Removals(tuple(sets), len(points), {}, single=False)
+def _several(train: Points, sets: Iterable[np.ndarray], labels: dict[str, np.ndarray] | None = None) -> Removals:
+    return Removals(tuple(sets), len(train), labels or {}, single=False)
 
 
 def _groups(points: Points, label: str, key: str) -> dict[Any, np.ndarray]:
@@ -169,7 +163,7 @@ def _groups(points: Points, label: str, key: str) -> dict[Any, np.ndarray]:
 
 def _positions(positions: Sequence[int], n: int, key: str) -> np.ndarray:
     positions = np.asarray(positions, int)
-    if len(positions) and positions.max() >= n:
+    if positions.max(initial=0) >= n:
         raise ValueError(f"removals.{key}: there is no point {positions.max()}; the train points are 0 to {n - 1}")
     if len(set(positions.tolist())) < len(positions):
         raise ValueError(f"removals.{key}: {positions.tolist()} names a point twice; each may stand once")

@@ -11,12 +11,16 @@ import numpy as np
 import xarray as xr
 
 from tdalib.attributors import Method
-from tdalib.chunks import TRAIN_BLOCK
 from tdalib.data import ROOT
 from tdalib.removals import Removals
 from tdalib.samplers import Posterior
 
-DIMS = ("sample", "train", "test", "method")
+TRAIN_BLOCK = 25  # removals in a chunk: a finished unit of work is that of a member, a block of removals, a method
+DIMS = {
+    "tau": ("sample", "train", "test", "method"),
+    "loss": ("sample", "test"),
+    "loss_without": ("sample", "train", "test"),
+}
 SIGN = "tau > 0: the train point helps; removing it raises the loss at the test point"
 PACKAGES = ("torch", "torchvision", "transformers", "peft", "numpy", "scipy", "xarray", "zarr")
 
@@ -44,13 +48,18 @@ def template(posterior: Posterior, removals: Removals, methods: dict[str, Method
     }
     chunk = {"sample": kept, "train": min(TRAIN_BLOCK, sizes["train"]), "test": sizes["test"], "method": 1}
 
-    def empty(*dims):
-        shape, chunks = [sizes[d] for d in dims], [chunk[d] for d in dims]
-        return dims, dask.array.full(shape, np.nan, dtype=np.float32, chunks=chunks)
+    def empty(name, **attrs):
+        shape, chunks = ([of[dim] for dim in DIMS[name]] for of in (sizes, chunk))
+        return DIMS[name], dask.array.full(shape, np.nan, dtype=np.float32, chunks=chunks), attrs
 
-    variables = {"tau": empty(*DIMS), "loss": empty("sample", "test")}
+    units = json.dumps({name: method.unit_of(task.objective) for name, method in methods.items()})
+    variables = {
+        "tau": empty("tau", long_name="attribution", units=units, sign=SIGN),
+        "loss": empty("loss", long_name="test loss at θ", units=unit),
+    }
     if any(method.retrains for method in methods.values()):
-        variables["loss_without"] = empty("sample", "train", "test")
+        without = "test loss at θ without the train point"
+        variables["loss_without"] = empty("loss_without", long_name=without, units=unit)
     coords = {
         **provenance(posterior),
         **_labels("train", removals.labels),
@@ -61,7 +70,6 @@ def template(posterior: Posterior, removals: Removals, methods: dict[str, Method
         variables["removed"] = ("train", "point"), removals.removed()
         coords["size"] = ("train", np.array([len(points) for points in removals.sets]))
         coords |= _labels("point", task.train.labels)
-    units = json.dumps({name: method.unit_of(task.objective) for name, method in methods.items()})
     attrs = {
         "sign": SIGN,
         "units": units,
@@ -73,12 +81,7 @@ def template(posterior: Posterior, removals: Removals, methods: dict[str, Method
         "git_revision": _revision(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    result = xr.Dataset(variables, coords, attrs)
-    result["tau"].attrs = {"long_name": "attribution", "units": units, "sign": SIGN}
-    result["loss"].attrs = {"long_name": "test loss at θ", "units": unit}
-    if "loss_without" in result:
-        result["loss_without"].attrs = {"long_name": "test loss at θ without the train point", "units": unit}
-    return result
+    return xr.Dataset(variables, coords, attrs)
 
 
 def provenance(posterior: Posterior) -> dict:

@@ -6,9 +6,6 @@ import sys
 from itertools import permutations
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
-
-import pandas as pd
 
 from tdalib import models, store
 from tdalib.data import ROOT
@@ -27,12 +24,12 @@ def execute(params: Params) -> str:
         return f"planned, {params.model}: {size}\n{plan.to_string(float_format='%.2f')}"
     import papermill
 
-    executed = params.path.with_suffix(".ipynb")
+    executed, start = params.path.with_suffix(".ipynb"), perf_counter()
     values = params.model_dump(exclude_defaults=True) | {"name": params.name}
     papermill.execute_notebook(
         NOTEBOOK, executed, values, kernel_name="python3", stdout_file=sys.stdout, stderr_file=sys.stderr
     )
-    return f"done, see {executed}"
+    return f"done in {(perf_counter() - start) / 60:.1f} min, see {executed}"
 
 
 def main(arguments=None) -> int:
@@ -47,43 +44,35 @@ def main(arguments=None) -> int:
         print("interrupted while the params were checked; nothing was run", file=sys.stderr)
         return INTERRUPTED
     for path, params in ready.items():
-        start = perf_counter()
-        code, said = _attempt(path, params, asked.repair)
-        where = "" if params.plan_only else params.path
-        outcomes[path] = Outcome(code, said, (perf_counter() - start) / 60, where)
+        code, said = outcomes[path] = _attempt(path, params, asked.repair)
         print(f"{path}: {said}", file=sys.stderr if code else sys.stdout, flush=True)
         if code == INTERRUPTED:
             break
     if len(asked.params) > 1:
-        _print_outcomes(asked.params, outcomes)
-    return max(outcome.code for outcome in outcomes.values())
+        print("\nWhat became of each:")
+        for path in asked.params:
+            _, said = outcomes.get(path, (INTERRUPTED, "not started"))
+            print(f"{path}: {said.splitlines()[0]}", flush=True)
+    return max(code for code, _ in outcomes.values())
 
 
-class Outcome(NamedTuple):
-    """What became of one params file: the exit code, what there is to say, and the store that was written."""
-
-    code: int
-    said: str
-    minutes: float = 0.0
-    store: Path | str = ""
-
-
-def _check(paths: list[Path]) -> tuple[dict[Path, Params], dict[Path, Outcome]]:
-    """The params of the files in which nothing is wrong, and the outcomes of the others; nothing runs before."""
-    ready, outcomes = {}, {}
+def _check(paths: list[Path]) -> tuple[dict[Path, Params], dict[Path, tuple[int, str]]]:
+    """The params of the files in which nothing is wrong, and what is to say of the others; nothing runs before."""
+    ready, refused = {}, {}
     for path in paths:
         try:
             ready[path] = Params.read(path)
             ready[path].experiment().check()
         except Exception as error:  # a model or an attributor of one's own can raise anything
-            ready.pop(path, None)
-            outcomes[path] = Outcome(WRONG, " ".join(str(error).split()) or repr(error))
+            refused[path] = " ".join(str(error).split()) or repr(error)
+    ready = {path: params for path, params in ready.items() if path not in refused}
     for path, other in permutations(ready, 2):
         if ready[path].path == ready[other].path:
-            outcomes[path] = Outcome(WRONG, f"store {ready[path].path} is that of {other} too; choose another")
-    for path, outcome in outcomes.items():
-        print(f"{path}: {outcome.said}", file=sys.stderr)
-    return {path: params for path, params in ready.items() if path not in outcomes}, outcomes
+            refused[path] = f"store {ready[path].path} is that of {other} too; choose another"
+    for path, said in refused.items():
+        print(f"{path}: {said}", file=sys.stderr)
+    outcomes = {path: (WRONG, f"refused: {said}") for path, said in refused.items()}
+    return {path: params for path, params in ready.items() if path not in refused}, outcomes
 
 
 def _attempt(path: Path, params: Params, repair: bool) -> tuple[int, str]:
@@ -94,32 +83,15 @@ def _attempt(path: Path, params: Params, repair: bool) -> tuple[int, str]:
                 pass
             for name in store.repair(params.path) if repair else ():
                 print(f"{path}: chunk {name} was damaged and is computed again")
-    except (ValueError, OSError) as error:
-        return WRONG, str(error)
-    except KeyboardInterrupt:
-        return INTERRUPTED, "interrupted before it began"
-    try:
         return 0, execute(params)
+    except (ValueError, OSError) as error:
+        return WRONG, f"refused: {error}"
     except KeyboardInterrupt:
         logging.getLogger("asyncio").disabled = True  # it would log the notebook's traceback, which nobody awaits now
         return INTERRUPTED, "interrupted; the same command goes on from here"
     except Exception as error:  # whatever a notebook can raise
         reason = (str(error).strip() or repr(error)).splitlines()[-1]
-        return BROKE, reason if params.plan_only else f"{reason}; see {params.path.with_suffix('.ipynb')}"
-
-
-def _print_outcomes(paths: list[Path], outcomes: dict[Path, Outcome]) -> None:
-    """What ran, how long it took and where it lies; then again what failed."""
-    words = {0: "done", BROKE: "failed", WRONG: "refused", INTERRUPTED: "interrupted"}
-    rows = {}
-    for path in paths:
-        code, _, minutes, where = outcomes.get(path, (None, "", 0, ""))
-        word = "planned" if code == 0 and not where else words.get(code, "not started")
-        rows[str(path)] = word, f"{minutes:.1f}", where
-    print(pd.DataFrame.from_dict(rows, orient="index", columns=["outcome", "minutes", "store"]).to_string(), flush=True)
-    for path, outcome in outcomes.items():
-        if outcome.code:
-            print(f"{path}: {outcome.said}", file=sys.stderr)
+        return BROKE, f"failed: {reason}" + ("" if params.plan_only else f"; see {params.path.with_suffix('.ipynb')}")
 
 
 if __name__ == "__main__":

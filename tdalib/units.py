@@ -1,24 +1,33 @@
 """Units of work: what one process computes in one go, from a shared description of the work and θ."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from resource import RUSAGE_SELF, getrusage
+from time import perf_counter
+from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
 import torch
 
 from tdalib.attributors import Method
-from tdalib.chunks import TRAIN_BLOCK, blocks, chunk
 from tdalib.data import Task
 from tdalib.networks import State, copy_of
 from tdalib.removals import Removals
+from tdalib.result import DIMS, TRAIN_BLOCK
 from tdalib.samplers import Draw, Posterior, Run
-from tdalib.stopwatch import Cost, timed
 from tdalib.workers import Shared, exact_repeat
 
 Written = list[tuple[str, tuple[int, ...], np.ndarray]]  # variable, chunk, values
 IsDone = Callable[[str, tuple[int, ...]], bool]  # (variable, chunk)
+
+
+class Cost(NamedTuple):
+    """Seconds of work, and GB: the most that its process, or the GPU, has held until then."""
+
+    seconds: float
+    memory: float
 
 
 @dataclass(frozen=True)
@@ -41,11 +50,9 @@ class Work:
     device: str = "cpu"
 
     def prepared(self) -> "Work":
-        """The same work on its device, its points embedded where the network has a frozen beginning."""
-        posterior = replace(self.posterior, task=self.posterior.task.to(self.device))
-        with exact_repeat():
-            posterior = posterior.embedded()
-        return replace(self, posterior=replace(posterior, build=_Kept(posterior.build)))
+        """The same work on its device, its networks built once."""
+        task, build = self.posterior.task.to(self.device), _Kept(self.posterior.build)
+        return replace(self, posterior=replace(self.posterior, task=task, build=build))
 
     @property
     def members(self) -> range:
@@ -53,14 +60,18 @@ class Work:
 
     @property
     def blocks(self) -> list[slice]:
-        return blocks(len(self.removals))
+        """The removals of each chunk."""
+        count = len(self.removals)
+        return [slice(first, min(first + TRAIN_BLOCK, count)) for first in range(0, count, TRAIN_BLOCK)]
 
     def chunk(self, name: str, member: int, block: int = 0, method: str | None = None) -> tuple[int, ...]:
-        """Where a chunk of a variable lies."""
-        return chunk(name, member, block, list(self.methods).index(method) if method else 0)
+        """Where a chunk of a variable lies, counted along each of its dims."""
+        column = list(self.methods).index(method) if method else 0
+        place = {"sample": member, "train": block, "test": 0, "method": column}
+        return tuple(place[dim] for dim in DIMS[name])
 
-    def pending(self, is_done: IsDone) -> list[Unit]:
-        """The units whose chunks are not all there, the longest first.
+    def pending(self, is_done: IsDone) -> tuple[list[Unit], list[int]]:
+        """The units whose chunks are not all there, the longest first, and the members whose draws are needed.
 
         An estimate's unit is what is missing of a member, whose linear algebra all points share, or of all members for
         a method that sees them together. A unit of retrainings is one block; or the blocks of a stack, all of them even
@@ -76,11 +87,9 @@ class Work:
             for member, todo in missing.items():
                 groups = self._stacks() if method.retrains else [sorted(todo)]
                 units += [Unit(member, name, group) for group in groups if todo.intersection(group)]
-        return units
-
-    def without_loss(self, is_done: IsDone) -> list[int]:
-        """The members whose test losses are not there."""
-        return [k for k in self.members if not is_done("loss", chunk("loss", k))]
+        asked = {unit.member for unit in units}
+        lossless = {k for k in self.members if not is_done("loss", self.chunk("loss", k))}
+        return units, [k for k in self.members if None in asked or k in asked | lossless]
 
     def _missing(self, is_done: IsDone, name: str, member: int) -> set[int]:
         """The blocks of one member and method that are not there."""
@@ -111,11 +120,10 @@ class _Kept:
 
 
 def job(shared: Shared, unit: Unit, method: Method, drawn: dict[int, tuple[list[State], np.ndarray]]):
-    """The unit as a joblib job that carries θ or losses of its members, and no network nor points."""
-    if method.retrains:
-        # in a tuple: a bare array joblib would leave with one dask worker, and lose with it
-        return joblib.delayed(retrain)(shared, unit, (drawn[unit.member][1],))
+    """The unit as a joblib job that carries θ, or losses at θ, of its members, and no network nor points."""
     members = sorted(drawn) if unit.member is None else [unit.member]
+    if method.retrains:
+        return joblib.delayed(retrain)(shared, unit, {k: drawn[k][1] for k in members})
     return joblib.delayed(estimate)(shared, unit, {k: drawn[k][0] for k in members})
 
 
@@ -129,32 +137,24 @@ def draw_member(shared: Shared, k: int) -> tuple[int, list[State], np.ndarray]:
     return k, [State(draw.theta, draw.rest) for draw in draws], loss
 
 
-def retrain(shared: Shared, unit: Unit, losses_at_theta: tuple[np.ndarray]) -> Written:
-    """The chunks of a unit of retrainings."""
-    work, (loss,) = shared.get(Work.prepared), losses_at_theta
-    where = {block: work.blocks[block] for block in unit.blocks}  # blocks next to each other
-    removals = work.removals[where[unit.blocks[0]].start : where[unit.blocks[-1]].stop]
+def retrain(shared: Shared, unit: Unit, losses_at_theta: dict[int, np.ndarray]) -> Written:
+    """The chunks of a unit of retrainings, of blocks next to each other."""
+    work, member = shared.get(Work.prepared), unit.member
+    first, last = work.blocks[unit.blocks[0]].start, work.blocks[unit.blocks[-1]].stop
     with exact_repeat():
-        without, control = losses_without(work, unit.member, unit.method, removals)
-    tau = without - (loss[:, None] if control is None else control)
-    parts = np.cumsum([part.stop - part.start for part in where.values()])[:-1]
-    written = []
-    for block, of_loss, of_tau in zip(where, np.split(without, parts, 1), np.split(tau, parts, 1), strict=True):
-        written.append(("loss_without", work.chunk("loss_without", unit.member, block), of_loss))
-        written.append(("tau", work.chunk("tau", unit.member, block, unit.method), of_tau[..., None]))
-    return _checked(unit, written)
+        without, control = losses_without(work, member, unit.method, work.removals[first:last])
+    tau = without - (losses_at_theta[member][:, None] if control is None else control)
+    return _chunks(work, unit, member, "loss_without", without, first) + _chunks(work, unit, member, "tau", tau, first)
 
 
 def losses_without(work: Work, member: int, name: str, removals: Removals) -> tuple[np.ndarray, np.ndarray | None]:
     """Test losses without what is removed, (draw, removal, test), and what to compare with if it is not the draw."""
-    method = work.methods[name]
-    values = method.function(work.posterior, member, removals.weights(), **work.options[name])
+    method, posterior = work.methods[name], work.posterior
+    values = method.function(posterior, member, removals.weights(), **work.options[name])
     without, control = values if isinstance(values, tuple) else (values, None)
-    without = as_array(method, without)
-    needed = (work.posterior.checkpoints, len(removals), len(work.posterior.task.test))
-    if without.shape != needed:
-        raise ValueError(f"method {name!r} gave losses of shape {without.shape} where {needed} is needed")
-    return without, None if control is None else as_array(method, control)
+    draws, test = posterior.checkpoints, len(posterior.task.test)
+    without = _array(method, without, [(draws, len(removals), test)])
+    return without, None if control is None else _array(method, control, [(draws, 1, test)])
 
 
 def estimate(shared: Shared, unit: Unit, states: dict[int, list[State]]) -> Written:
@@ -162,13 +162,8 @@ def estimate(shared: Shared, unit: Unit, states: dict[int, list[State]]) -> Writ
     work = shared.get(Work.prepared)
     with exact_repeat():
         members = {k: draws_of(work.posterior, k, held) for k, held in states.items()}
-        tau = estimated(work, unit.method, members, work.removals)
-    written = []
-    for member, of_member in tau.items():
-        for block in unit.blocks:
-            at = work.chunk("tau", member, block, unit.method)
-            written.append(("tau", at, of_member[:, work.blocks[block], :, None]))
-    return _checked(unit, written)
+        tau = estimated(work, unit.method, members)
+    return [written for k, of_member in tau.items() for written in _chunks(work, unit, k, "tau", of_member)]
 
 
 def draws_of(posterior: Posterior, k: int, states: list[State]) -> list[Draw]:
@@ -178,64 +173,51 @@ def draws_of(posterior: Posterior, k: int, states: list[State]) -> list[Draw]:
     return posterior.made(member, network, states)
 
 
-def estimated(work: Work, name: str, members: dict[int, list[Draw]], removals: Removals) -> dict[int, np.ndarray]:
+def estimated(work: Work, name: str, members: dict[int, list[Draw]]) -> dict[int, np.ndarray]:
     """τ of every removal for the draws of each member, (draw, removal, test), by a method's scope."""
-    method, posterior, count = work.methods[name], work.posterior, work.posterior.checkpoints
-    if method.scope == "posterior":
-        copies = [[draw.copy() for draw in draws] for draws in members.values()]
-        whole = _asked(work, name, copies, removals)  # (member or draw, removal, test)
-        split = whole.reshape(len(members), -1, *whole.shape[1:])
-        return {
-            k: np.broadcast_to(values, (count, *values.shape[1:])) for k, values in zip(members, split, strict=True)
-        }
-    if method.scope == "run":
-        runs = {
-            k: Run(posterior, posterior.members[k], [draw.copy() for draw in draws]) for k, draws in members.items()
-        }
-        return {k: _asked(work, name, run, removals) for k, run in runs.items()}
-    return {k: np.stack([_asked(work, name, draw.copy(), removals) for draw in draws]) for k, draws in members.items()}
+    scope, posterior, count = work.methods[name].scope, work.posterior, work.posterior.checkpoints
+    copies = {k: [draw.copy() for draw in draws] for k, draws in members.items()}
+    if scope == "posterior":
+        whole = _asked(work, name, list(copies.values()), [(len(copies),), (len(copies) * count,)])
+        parts = np.split(whole, len(copies))  # (1 or draw, removal, test) of each member
+        return {k: np.broadcast_to(part, (count, *part.shape[1:])) for k, part in zip(copies, parts, strict=True)}
+    if scope == "run":
+        runs = {k: Run(posterior, posterior.members[k], draws) for k, draws in copies.items()}
+        return {k: _asked(work, name, run, [(count,)]) for k, run in runs.items()}
+    return {k: np.stack([_asked(work, name, draw, [()]) for draw in draws]) for k, draws in copies.items()}
 
 
-def _asked(work: Work, name: str, seen, removals: Removals) -> np.ndarray:
-    """What a method says of the removals, (…, removal, test), about what its scope sees."""
-    method, task, options = work.methods[name], work.posterior.task, work.options[name]
+def _asked(work: Work, name: str, seen: Any, leading: list[tuple]) -> np.ndarray:
+    """τ of the removals, (*leading, removal, test), by a method that is shown what its scope sees."""
+    method, task, options, sets = work.methods[name], work.posterior.task, work.options[name], work.removals.sets
     if method.sets == "own":
-        tau = as_array(method, method.function(seen, task, removed=removals.sets, **options))
-    else:
-        points = as_array(method, method.function(seen, task, **options))
-        _check_shape(method, points, seen, len(task.train), len(task.test))
-        tau = np.stack([points[..., of_set, :].sum(-2) for of_set in removals.sets], -2)
-    _check_shape(method, tau, seen, len(removals), len(task.test))
-    return tau
+        tau = method.function(seen, task, removed=sets, **options)
+        return _array(method, tau, [(*axes, len(sets), len(task.test)) for axes in leading])
+    tau = method.function(seen, task, **options)
+    tau = _array(method, tau, [(*axes, len(task.train), len(task.test)) for axes in leading])
+    return np.stack([tau[..., of_set, :].sum(-2) for of_set in sets], -2)
 
 
-def _check_shape(method: Method, tau: np.ndarray, seen: Any, train: int, test: int) -> None:
-    """Refuse τ of another shape than the scope's."""
-    if method.scope == "draw":
-        leading = [()]
-    elif method.scope == "run":
-        leading = [(len(seen.draws),)]
-    else:  # members, or all their draws
-        leading = [(len(seen),), (sum(map(len, seen)),)]
-    shapes = [(*axes, train, test) for axes in leading]
-    if tau.shape not in shapes:
-        needed = " or ".join(map(str, shapes))
-        raise ValueError(f"method {method.name!r} gave τ of shape {tau.shape} where {needed} is needed")
-
-
-def _checked(unit: Unit, written: Written) -> Written:
-    where = "" if unit.member is None else f" of member {unit.member}"
-    written = [(name, at, values.astype(np.float32, copy=False)) for name, at, values in written]
-    for name, _, values in written:
-        _check_finite(values, f"{name}{where} by {unit.method}")
-    return written
-
-
-def as_array(method: Method, values: Any) -> np.ndarray:
-    """What an attributor gave, as an array."""
+def _array(method: Method, values: Any, shapes: list[tuple]) -> np.ndarray:
+    """What a method gave, as an array, if it has one of the shapes."""
     if not isinstance(values, torch.Tensor):
         raise ValueError(f"{method.name} gave a {type(values).__name__} where a tensor is needed")
+    if tuple(values.shape) not in shapes:
+        what, needed = "losses" if method.retrains else "τ", " or ".join(map(str, shapes))
+        raise ValueError(f"method {method.name!r} gave {what} of shape {tuple(values.shape)} where {needed} is needed")
     return values.detach().cpu().numpy()
+
+
+def _chunks(work: Work, unit: Unit, member: int, name: str, values: np.ndarray, first: int = 0) -> Written:
+    """The unit's chunks of a variable of one member, from its values (draw, removal, test) from removal `first` on."""
+    written = []
+    for block in unit.blocks:
+        where = work.blocks[block]
+        part = values[:, where.start - first : where.stop - first].astype(np.float32, copy=False)
+        _check_finite(part, f"{name} of member {member} by {unit.method}")
+        part = part[..., None] if name == "tau" else part
+        written.append((name, work.chunk(name, member, block, unit.method), part))
+    return written
 
 
 def _check_finite(values: np.ndarray, what: str) -> None:
@@ -249,24 +231,34 @@ def _check_finite(values: np.ndarray, what: str) -> None:
 def measure(shared: Shared) -> dict[str, Cost]:
     """The cost of one member, by method, from timing a little of the real work; "posterior" is that of its draws.
 
-    Timed are a member's draws, one retraining or stack of them, and the estimates at one draw.
+    Timed are a member's draws, one retraining or stack of them, and the estimates at one draw, or at all its draws for
+    a method that sees them together.
     """
     work = shared.get(Work.prepared)
-    on_gpu, states = work.device == "cuda", []
-    costs = {"posterior": timed(lambda: states.extend(draw_member(shared, 0)[1]), on_gpu)}
+    (_, states, _), cost = timed(draw_member, shared, 0)
+    costs = {"posterior": cost}
     with exact_repeat():
         draws = draws_of(work.posterior, 0, states)
         for name, method in work.methods.items():
             if method.retrains:
                 some = work.removals[: work.posterior.stacked]
-                cost = timed(lambda: losses_without(work, 0, name, some), on_gpu)  # noqa: B023 (called at once)
-                costs[name] = cost.times(len(work.removals) / len(some))
+                _, cost = timed(losses_without, work, 0, name, some)
+                share = len(some) / len(work.removals)
             else:
-                costs[name] = _of_estimate(work, name, draws, on_gpu)
+                seen = draws[:1] if method.scope == "draw" else draws
+                _, cost = timed(estimated, work, name, {0: seen})
+                share = len(seen) / len(draws)
+            costs[name] = Cost(cost.seconds / share, cost.memory)
     return costs
 
 
-def _of_estimate(work: Work, name: str, draws: list[Draw], on_gpu: bool) -> Cost:
-    """The cost of a member's estimates by a method; one that sees a member's draws together is timed on all of them."""
-    seen = draws[:1] if work.methods[name].scope == "draw" else draws
-    return timed(lambda: estimated(work, name, {0: seen}, work.removals), on_gpu).times(len(draws) / len(seen))
+def timed(call: Callable, *arguments) -> tuple[Any, Cost]:
+    """What a call gives, and its cost."""
+    start = perf_counter()
+    value = call(*arguments)
+    seconds = perf_counter() - start
+    if torch.cuda.is_initialized():
+        peak = torch.cuda.max_memory_reserved()
+    else:
+        peak = getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return value, Cost(seconds, peak / 1e9)

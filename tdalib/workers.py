@@ -160,9 +160,3 @@ def _keep_freed_memory() -> None:
         mallopt, trim_threshold, mmap_threshold = ctypes.CDLL(None).mallopt, -1, -3  # numbers of malloc.h
         mallopt(mmap_threshold, 32 << 20)
         mallopt(trim_threshold, 1 << 30)
-
-
-def free_memory() -> None:
-    """Give the kept blocks back to the system."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)

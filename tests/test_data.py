@@ -132,7 +132,9 @@ def test_folders_for_other_splits_are_refused(pictures):
     for split, names in (("train", ("cat", "dog")), ("val", ("cat", "dog"))):
         for name in names:
             picture(pictures / "photos" / split / name / "a.png")
-    with pytest.raises(ValueError, match="has a folder train but no folder test"):
+    with pytest.raises(
+        ValueError, match="photos/test has no class folders; it needs a folder of images for each class"
+    ):
         data.from_folder(pictures / "photos", train_per_class=1, test_per_class=1)
     picture(pictures / "photos" / "test" / "dog" / "a.png")
     with pytest.raises(ValueError, match="same class folders; they differ in cat"):
@@ -220,11 +222,12 @@ NAN = np.where(np.arange(24).reshape(6, 4) == 9, np.nan, 1.0)
     [
         ({"x_train": NAN}, r"x_train\[2\] has a value that is not finite"),
         ({"y_train": np.array([0, 0, 2, 2, 2, 2])}, r"class 1 \('1'\) has no train point"),
+        ({"y_train": np.arange(6) % 2, "classes": list("abc")}, r"class 2 \('c'\) has no train point"),
         ({"y_train": np.array([0, 1, 2, 0, 1])}, "one label for each of 6 points"),
         ({"y_test": np.array([0, 1, 7])}, "y_test has the label 7; the classes are 0 to 2"),
         ({"y_test": np.array([0, -1, 1])}, "whole numbers"),
         ({"y_train": np.array(list("abcabc"))}, "y_train must hold whole numbers"),
-        ({"y_train": np.array([0, 1, 2, 0, 1, 10**12])}, "label 1000000000000 but only 6 points"),
+        ({"y_train": np.array([0, 1, 2, 0, 1, 10**12])}, "y_train has the label 1000000000000; the classes are 0 to 6"),
         (
             {"y_test": np.array([0.0, 1.0, 2.0])},
             r"y_train are int64 of shape \(\), those of y_test are float64 of shape \(1,\); they must be alike",
@@ -273,7 +276,7 @@ def test_files_that_are_no_data(tmp_path):
     ("name", "per_class", "message"),
     [
         ("mnist", 1, "dataset 'mnist' is not known; choose from cifar10, cifar10_paper, mnist3, mnist3_paper, MNIST"),
-        ("nowhere.npz", 1, "no file .*; a relative path starts at the repository root"),
+        ("nowhere.npz", 1, f"'nowhere.npz': no .npz file of plain arrays, .*, is at {data.ROOT}/nowhere.npz"),
         ("mnist3", 101, "train_per_class: 101 is not possible; mnist3 has 1 to 100 per class"),
         ("mnist3", 0, "train_per_class: 0 is not possible"),
     ],
@@ -303,7 +306,7 @@ def test_the_papers_subsets_are_those_published(name, classes, test, size):
 
 def test_other_sizes_of_the_papers_subsets_are_refused():
     with pytest.raises(
-        ValueError, match="train_per_class: 15 is not possible; mnist3_paper was published with 10, 20, 50"
+        ValueError, match="mnist3_paper.train_per_class: 15 is not possible; input should be 10, 20 or 50"
     ):
         data.load("mnist3_paper", train_per_class=15, test_per_class=2)
     with pytest.raises(ValueError, match="test_per_class: 301 is not possible; mnist3_paper has 1 to 300 per class"):

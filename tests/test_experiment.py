@@ -44,7 +44,7 @@ def finished(posterior, tmp_path_factory):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    for module in ("chunks", "result", "units"):
+    for module in ("result", "units"):
         monkeypatch.setattr(f"tdalib.{module}.TRAIN_BLOCK", 4)
 
 
@@ -64,7 +64,7 @@ def test_dims_coords_and_attrs(finished, posterior):
 
 
 def test_accuracy_counts_what_each_draw_gets_right(posterior):
-    shares = experiment.accuracy(posterior, workers=2)
+    shares = experiment.accuracy(posterior)
     assert shares.dims == ("sample",) and shares.member.values.tolist() == [0, 0, 1, 1]
     task = posterior.task
     for k, draw in enumerate(posterior.draws(0) + posterior.draws(1)):
@@ -120,7 +120,7 @@ def test_a_stack_is_filled_up_as_it_was(blobs, tmp_path):
     for name in ("tau/c/1/2/0/0", "loss_without/c/0/1/0"):
         (path / name).unlink()
     work = units.Work(posterior, removals.every_point(blobs.train), {"loo": attributors.get("loo")}, {"loo": {}})
-    todo = work.pending(partial(store.is_done, path))
+    todo, _ = work.pending(partial(store.is_done, path))
     assert [(unit.member, unit.blocks) for unit in todo] == [(0, [0, 1]), (1, [2, 3])]
     attribute(posterior, ["loo"], path=path, device="cpu", workers=1)
     assert chunk_bytes(path) == before

@@ -103,9 +103,9 @@ def test_bad_checkpoints_are_refused(digits, states, tmp_path):
     for name in ("noise.pt", "noise.safetensors", "whole.pt", "list.pt"):
         refused(f"{name} is no safetensors file nor torch weights", [tmp_path / name])
     lacking = {name: p for name, p in states[0].items() if name != "0.weight"}
-    refused("checkpoint 1 does not fit the model: it lacks 0.weight", [states[0], lacking])
-    refused("checkpoint 0 does not fit the model: it has an unknown x", [states[0] | {"x": torch.ones(1)}])
-    refused("0.bias has shape", [states[0] | {"0.bias": torch.ones(1)}])
+    refused('checkpoint 1 does not fit the model: .* Missing key.* "0.weight"', [states[0], lacking])
+    refused('checkpoint 0 does not fit the model: .* Unexpected key.* "x"', [states[0] | {"x": torch.ones(1)}])
+    refused("size mismatch for 0.bias", [states[0] | {"0.bias": torch.ones(1)}])
     refused("members: no of 4 checkpoints", states, members=0)
     refused("each member needs one at least", states[:2], members=4)
     refused("members: 1, 1, 1 of 4 checkpoints", states, members=3)

@@ -104,7 +104,9 @@ def normed(norm):
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d(1), nn.BatchNorm2d(1, track_running_stats=False).eval()], ids=str)
 def test_batch_norm_is_refused(digits, norm):
-    with pytest.raises(ValueError, match="batch norm, which couples the points of a batch"):
+    with pytest.raises(
+        ValueError, match="batch norm couples the points of a batch; use group or layer norm, or eval mode"
+    ):
         normed(norm)(digits, 0)
 
 

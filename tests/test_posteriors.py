@@ -12,7 +12,7 @@ from torch import nn
 from tdalib import Recipe, attributors, objectives, samplers
 from tdalib.data import Points, Task
 from tdalib.samplers import chains
-from tdalib.samplers.gaussian_of_epochs import gaussian
+from tdalib.samplers.gaussians import gaussian
 from tdalib.training import batch_order
 from tdalib.workers import exact_repeat
 

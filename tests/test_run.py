@@ -24,7 +24,7 @@ def write(path, **values):
     [
         ({"memebrs": 3}, "unknown key 'memebrs'; allowed are name, dataset, dataset_options, train_per_class"),
         ({"methods": "[loo, lime]"}, "methods.1: method 'lime' is not known; choose from ats, gc, gd, if, loo"),
-        ({"methods": "[gd, gd]"}, "methods: a method is named twice"),
+        ({"methods": "[gd, gd]"}, "methods: gd, gd names a method twice; each may stand once"),
         ({"methods": "[]"}, "methods: [] is not possible"),
         ({"train_per_class": 200}, "train_per_class: 200 is not possible; mnist3 has 1 to 100 per class"),
         ({"members": 0}, "members: 0 is not possible; input should be greater than or equal to 1"),
@@ -50,7 +50,7 @@ def write(path, **values):
         ),
         (
             {"model": "vit_lora", "model_options": "{backbone: ./no/such}"},
-            "backbone './no/such' is no folder, nor to be had",
+            "backbone './no/such' is no folder or name on the hub of a ViT",
         ),
         ({"model_options": "{width: 3}"}, "model_options: cnn2 has no option 'width'; it has none"),
         ({"weight_decay": 0}, "if: damping 0.0 is not possible"),
@@ -138,13 +138,13 @@ def test_of_many_runs_one_that_fails_does_not_stop_the_rest(tmp_path, capfd):
     ]
     assert run.main([str(path) for path in paths]) == 2
     out, err = capfd.readouterr()
-    table = out[out.index(" outcome") :]
-    for name, outcome in (("diverges", "failed"), ("typo", "refused"), ("good", "done"), ("planned", "planned")):
-        (line,) = (line for line in table.splitlines() if f"{name}.yaml" in line)
-        assert outcome in line
-    assert str(tmp_path / "good.zarr") in table
-    end = err.splitlines()[-2:]  # both failures, once more
-    assert any("typo.yaml: unknown key" in line for line in end) and any("not finite" in line for line in end)
+    outcomes = dict(line.split(": ", 1) for line in out[out.index("What became of each:\n") :].splitlines()[1:])
+    said = [outcomes[str(path)] for path in paths]
+    assert said[0].startswith("failed: ") and "is not finite" in said[0]
+    assert said[1].startswith("refused: unknown key 'memebrs'")
+    assert said[2].startswith("done in 0.") and said[2].endswith(f"min, see {tmp_path / 'good.ipynb'}")
+    assert said[3].startswith("planned, cnn2: ")
+    assert "typo.yaml: unknown key" in err and "not finite" in err
     assert (tmp_path / "good.zarr").exists() and not (tmp_path / "typo.zarr").exists()
     assert not (tmp_path / "planned.zarr").exists()
 
@@ -184,5 +184,5 @@ def test_an_interrupted_run_ends_the_command(tmp_path, capsys, monkeypatch):
     assert run.main([str(path) for path in paths]) == 130
     out, err = capsys.readouterr()
     for line, outcome in zip(out.splitlines()[-3:], ("done", "interrupted", "not started"), strict=True):
-        assert f" {outcome} " in line
+        assert f".yaml: {outcome}" in line
     assert "the same command goes on from here" in err

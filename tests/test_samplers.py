@@ -10,7 +10,7 @@ from conftest import without
 
 from tdalib import Recipe, attribute, deep_ensemble, models, samplers
 from tdalib.networks import state_of
-from tdalib.samplers import gaussian_of_curvature
+from tdalib.samplers import gaussians
 
 RECIPE = Recipe(epochs=3, batch_size=2)
 DROPPING = models.get("mlp", width=8, dropout=0.3)
@@ -166,7 +166,7 @@ def test_what_a_sampler_cannot_do_is_refused_by_name(digits, monkeypatch):
         attribute(sgld, "loo", options={"loo": {"protocol": "continue"}})
     with pytest.raises(ValueError, match="'mc_dropout' needs a model with dropout; cnn2 has no nn.Dropout layer"):
         samplers.mc_dropout("cnn2", digits, RECIPE)
-    monkeypatch.setattr(gaussian_of_curvature, "find_spec", lambda name: None)
+    monkeypatch.setattr(gaussians, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"'laplace' needs the package laplace-torch: pip install 'tdalib\[post"):
         samplers.laplace("cnn2", digits, RECIPE)
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torchvision.transforms.v2 import functional
 from torchvision.transforms.v2.functional import resize
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from tdalib import Recipe, attribute, attributors, data, deep_ensemble, models
-from tdalib.attributors.gradients import inner, loss_gradients, pairwise
+from tdalib import Recipe, attribute, data, deep_ensemble, models
+from tdalib.attributors.gradients import loss_gradients, pairwise
 from tdalib.models.vision_transformer import SHIPPED
+from tdalib.networks import calls
 from tdalib.training import Training, batch_order, train
 
 RECIPE = Recipe(epochs=3, batch_size=4, schedule="linear")
@@ -74,7 +74,9 @@ def test_before_training_it_is_the_backbone(digits, lora):
         [Image.fromarray(np.uint8((x[0] + 1) * 127.5 + 0.5)).convert("RGB") for x in digits.x_test], return_tensors="pt"
     )["pixel_values"]
     with torch.no_grad():
-        tokens, expected = model.frozen_beginning(digits.x_test), plain.vit.embeddings(pixels)
+        embeddings = {"embeddings": model.peft.base_model.model.vit.embeddings}
+        ((_, tokens),) = calls(model, embeddings, digits.x_test)["embeddings"]
+        expected = plain.vit.embeddings(pixels)
         byte = plain.vit.embeddings(pixels + 1 / 255 / model.std) - expected  # the processor rounds what it resized
         ours, theirs = model(pixels * model.std * 2 + (model.mean - 0.5) * 2), plain(pixels).logits
     assert (tokens - expected).abs().max() < 2 * byte.abs().max()
@@ -135,7 +137,7 @@ def test_gradients_of_all_examples_are_autograds_one_by_one(digits, lora):
     exact = torch.stack(rows).double()  # (n, P)
     gradients = loss_gradients(draw, digits.train, memory=1.0)
     products = exact @ exact.T
-    ours = pairwise(inner, gradients, gradients).double()
+    ours = pairwise(gradients, gradients).double()
     torch.testing.assert_close(ours, products, rtol=1e-4, atol=1e-5 * products.max().item())
 
 
@@ -144,7 +146,7 @@ def test_a_point_in_no_batch_has_exactly_no_effect_with_dropout_on(digits, stack
     def order(*arguments):
         return [[batch[batch != 2] for batch in epoch] for epoch in batch_order(*arguments)]
 
-    monkeypatch.setattr("tdalib.training.one_by_one.batch_order", order)
+    monkeypatch.setattr("tdalib.training.batch_order", order)
     posterior = deep_ensemble("vit_lora", digits, RECIPE, members=1, checkpoints=2, stack=stack)
     dropouts = [m for m in posterior.draws(0)[0].model.modules() if isinstance(m, torch.nn.Dropout) and m.p == 0.1]
     assert len(dropouts) == 12
@@ -163,21 +165,6 @@ def test_dropout_is_active_in_training_alone(digits):
     assert torch.equal(*at)
 
 
-def test_the_frozen_beginning_is_computed_once(digits, monkeypatch):
-    seen = []
-    resize = functional.resize
-    monkeypatch.setattr(
-        functional, "resize", lambda x, *rest, **options: seen.append(len(x)) or resize(x, *rest, **options)
-    )
-    posterior = deep_ensemble("vit_lora", digits, RECIPE, members=2, checkpoints=1)
-    result = attribute(posterior, sorted(attributors.METHODS), scheduler=None, workers=1)
-    run = [1, len(digits.train), len(digits.test)]  # one to see that it is frozen
-    assert seen == [1, 2, 1, *run]  # first for the trial on two train points and a test point
-    (draw,) = posterior.draws(1)
-    gd = attributors.grad_dot(draw, digits)  # on images
-    np.testing.assert_allclose(result.tau.sel({"method": "gd"})[1], gd, rtol=1e-3, atol=1e-4 * gd.abs().max())
-
-
 def test_a_name_on_the_hub_takes_the_same_path(digits, saved, monkeypatch):
     asked = []
 
@@ -190,20 +177,6 @@ def test_a_name_on_the_hub_takes_the_same_path(digits, saved, monkeypatch):
     folder = models.vit_lora(digits, 0, backbone=str(saved)).state_dict()
     assert all(torch.equal(ours[name], folder[name]) for name in folder)
     assert asked == [("google/vit-base-patch16-224-in21k", True)]
-
-
-def test_a_beginning_that_is_trained_is_not_frozen(digits):
-    class Trained(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.frozen_beginning, self.rest = torch.nn.Linear(28, 28), torch.nn.Linear(784, 3)
-
-        def forward(self, x):
-            return self.rest(self.frozen_beginning(x).flatten(1))
-
-    posterior = deep_ensemble(lambda task, seed: Trained(), digits, RECIPE, members=1, checkpoints=1)
-    with pytest.raises(ValueError, match="frozen_beginning has parameters that are trained"):
-        attribute(posterior, "gd")
 
 
 def test_seeds_decide_adapters_and_classifier_but_not_the_backbone(digits):
@@ -239,8 +212,8 @@ def test_refusals(digits, blobs, saved, tmp_path, monkeypatch):
         json.dumps({"image_processor_type": "ViTImageProcessor", "size": {"shortest_edge": 48}})
     )
     for backbone, message in (
-        ("google/vit", "'google/vit' is no folder, nor to be had from the hub: no network"),
-        (str(tmp_path), "is no ViT with its processor"),
+        ("google/vit", "'google/vit' is no folder or name on the hub of a ViT: no network"),
+        (str(tmp_path), "is no folder or name on the hub of a ViT: "),
         (str(tmp_path / "deit"), "is no whole ViT: it is of type deit"),
         (str(tmp_path / "deeper"), "is no whole ViT: it is of type vit, lacks vit.layers.2"),
         (str(tmp_path / "edge"), "must resize to a height and a width"),

@@ -20,7 +20,7 @@ def test_a_unit_carries_its_theta_and_no_network_nor_points(digits):
     work = Experiment(posterior, ["loo", "gd"], device="cpu", workers=1)._work
     with workers.parallel(work, "cpu", 1, None) as (_, shared):
         k, states, loss = units.draw_member(shared, 0)
-        for unit in work.pending(lambda *_: False):
+        for unit in work.pending(lambda *_: False)[0]:
             job = units.job(shared, unit, work.methods[unit.method], {k: (states, loss)})
             theta = len(pickle.dumps(states[0].theta)) if unit.method == "gd" else 0
             assert len(cloudpickle.dumps(job)) - theta < 5000

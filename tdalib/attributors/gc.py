@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from tdalib.attributors.gradients import cosine, inner, loss_gradients, norms, pairwise
-from tdalib.attributors.methods import register
-from tdalib.attributors.removed_sets import asked_about, of_single_points, summed
+from tdalib.attributors.gradients import loss_gradients, norms, pairwise
+from tdalib.attributors.methods import asked_about, of_single_points, register, summed
 from tdalib.data import Task
 from tdalib.options import Positive
 from tdalib.samplers import Draw
@@ -28,10 +27,11 @@ def grad_cos(draw: Draw, task: Task, removed: Sequence | None = None, *, memory:
     """
     asked = asked_about(removed, len(task.train))
     train, test = loss_gradients(draw, task.train[asked], memory), loss_gradients(draw, task.test, memory)
+    products = summed(pairwise(train, test), removed, asked)  # (removal, test)
     if of_single_points(removed):
-        return summed(pairwise(cosine, train, test), removed, asked)
-    products = summed(pairwise(inner, train, test), removed, asked)  # (removal, test)
-    gram = summed(pairwise(inner, train, train), removed, asked).double()  # (removal, asked)
-    squares = summed(gram.T, removed, asked).diagonal().clamp(min=0)  # of the summed gradients' lengths, (removal,)
-    lengths = squares.sqrt()[:, None] * norms(test)
+        lengths = summed(norms(train), removed, asked)  # (removal,)
+    else:
+        gram = summed(pairwise(train, train), removed, asked).double()  # (removal, asked)
+        lengths = summed(gram.T, removed, asked).diagonal().clamp(min=0).sqrt()
+    lengths = lengths[:, None] * norms(test)
     return (products / lengths).where(lengths > 0, 0).to(products.dtype)

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from tdalib.attributors.gradients import inner, loss_gradients, pairwise
-from tdalib.attributors.methods import register
-from tdalib.attributors.removed_sets import asked_about, summed
+from tdalib.attributors.gradients import loss_gradients, pairwise
+from tdalib.attributors.methods import asked_about, register, summed
 from tdalib.data import Task
 from tdalib.options import Positive
 from tdalib.samplers import Draw
@@ -27,5 +26,5 @@ def grad_dot(draw: Draw, task: Task, removed: Sequence | None = None, *, memory:
     """
     asked = asked_about(removed, len(task.train))
     train = loss_gradients(draw, task.train[asked], memory)
-    products = pairwise(inner, train, loss_gradients(draw, task.test, memory))
-    return summed(products, removed, asked)
+    test = loss_gradients(draw, task.test, memory)
+    return summed(pairwise(train, test), removed, asked)

@@ -5,7 +5,7 @@ A linear layer that sees one vector a per example has the gradient g aᵀ, so th
 `torch.func.vjp` under `vmap`, and are kept as they are.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from torch.func import vjp, vmap
 
 from tdalib.attributors.outer_products import outer_product_layers
 from tdalib.data import Points, of_each
-from tdalib.networks import forward_at
+from tdalib.networks import calls, forward_at
 from tdalib.samplers import Draw
 
 CHUNK_ROWS = 250  # rows under one vmap: larger is slower, the cache is then too small
@@ -73,12 +73,9 @@ class Gradients:
 
 def examples_at_once(draw: Draw, points: Points, memory: float) -> int:
     """How many examples can go forward and back in a quarter of `memory` GB, by the outputs of the network's layers."""
-    sizes = []
-    with ExitStack() as hooks, torch.no_grad():
-        for module in draw.model.modules():
-            hooks.enter_context(module.register_forward_hook(lambda _, __, output: sizes.append(_numel(output))))
-        draw(points[:1].inputs)
-    return max(1, int(memory * 1e9 / 4 / (4 * points.dtype.itemsize * sum(sizes))))
+    called = calls(draw.model, dict(draw.model.named_modules()), points[:1].inputs).values()
+    numbers = sum(output.numel() for of_layer in called for _, output in of_layer if isinstance(output, Tensor))
+    return max(1, int(memory * 1e9 / 4 / (4 * points.dtype.itemsize * numbers)))
 
 
 def loss_gradients(draw: Draw, points: Points, memory: float) -> Gradients:
@@ -86,18 +83,24 @@ def loss_gradients(draw: Draw, points: Points, memory: float) -> Gradients:
     return Gradients(draw, points, draw.residuals(points)[:, None], memory)
 
 
-def pairwise(product: Callable[[Rows, Rows], Tensor], left: Gradients, right: Gradients) -> Tensor:
-    """`product` (`inner` or `cosine`) of all rows with all rows, (left, right)."""
+def pairwise(left: Gradients, right: Gradients) -> Tensor:
+    """Inner products of all rows with all rows, (left, right)."""
     products = left.cotangents.new_empty(len(left), len(right))
     for i, a in left:
         for j, b in right:
-            products[i, j] = product(a, b)
+            products[i, j] = inner(a, b)
     return products
 
 
 def norms(gradients: Gradients) -> Tensor:
     """Lengths of all rows."""
-    return torch.cat([_norms(rows) for _, rows in gradients])
+    lengths = []
+    for _, rows in gradients:
+        square = rows.dense.square().sum(2)  # (b, k)
+        for name, g in rows.outputs.items():
+            square = square + rows.inputs[name].square().sum(1, keepdim=True) * g.square().sum(2)
+        lengths.append(square.sqrt().flatten())
+    return torch.cat(lengths)
 
 
 def inner(left: Rows, right: Rows) -> Tensor:
@@ -109,19 +112,6 @@ def inner(left: Rows, right: Rows) -> Tensor:
         g = g.flatten(0, 1) @ right.outputs[name].flatten(0, 1).T  # (b·k, b'·k')
         products += g.view(shape).mul_(a[:, None, :, None]).view_as(products)
     return products
-
-
-def cosine(left: Rows, right: Rows) -> Tensor:
-    """Cosines, (b·k, b'·k'); 0 where a row is exactly zero."""
-    lengths = _norms(left)[:, None] * _norms(right)
-    return (inner(left, right) / lengths).where(lengths > 0, 0)
-
-
-def _norms(rows: Rows) -> Tensor:
-    square = rows.dense.square().sum(2)  # (b, k)
-    for name, g in rows.outputs.items():
-        square = square + rows.inputs[name].square().sum(1, keepdim=True) * g.square().sum(2)
-    return square.sqrt().flatten()
 
 
 def _rows(draw: Draw, layers: dict[str, nn.Linear], points: Points, cotangents: Tensor, chunk: int) -> Rows:
@@ -151,10 +141,6 @@ def _rows(draw: Draw, layers: dict[str, nn.Linear], points: Points, cotangents: 
         inputs={name: _with_bias(a) if f"{name}.bias" in draw.theta else a for name, a in inputs.items()},
         outputs={name: torch.cat([by_output[name] for _, _, by_output in parts]) for name in layers},
     )
-
-
-def _numel(output) -> int:
-    return output.numel() if isinstance(output, Tensor) else 0
 
 
 def _tap(name: str, shift: dict, seen: dict):

@@ -9,9 +9,8 @@ from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 from torch.func import jvp, vjp
 
-from tdalib.attributors.gradients import Gradients, examples_at_once, inner, loss_gradients, pairwise
-from tdalib.attributors.methods import register
-from tdalib.attributors.removed_sets import asked_about, summed
+from tdalib.attributors.gradients import Gradients, examples_at_once, loss_gradients, pairwise
+from tdalib.attributors.methods import asked_about, register, summed
 from tdalib.data import Points, Task
 from tdalib.networks import Theta
 from tdalib.options import Positive
@@ -43,7 +42,8 @@ def influence(
         λ > 0; by default the recipe's weight decay, the diagonal that the L2 term adds to the Hessian (adamw has no
         such term).
     memory : float
-        GB that gradients take at a time. The kernel of "ggn" comes on top: 24 (n·k)² bytes.
+        GB that gradients take at a time. The kernel of "ggn" comes on top: 24 (n·k)² bytes, and 12 n·k·m for m test
+        points.
 
     Source: Koh and Liang 2017, arXiv:1703.04730, equation 2; Martens 2020, arXiv:1412.1193, for the Gauss–Newton form.
     """
@@ -67,62 +67,51 @@ def _ggn(draw: Draw, task: Task, asked: np.ndarray, damping: float, memory: floa
     n, train = len(task.train), task.train
     root, coefficients, beside = task.objective.curvature(draw.all_outputs(train), train.targets)
     jacobian = Gradients(draw, train, (root / n**0.5).to(train.dtype), memory)
-    kernel = pairwise(inner, jacobian, jacobian).double()  # (n·k, n·k)
+    kernel = pairwise(jacobian, jacobian).double()  # (n·k, n·k)
     kernel.diagonal().add_(damping)
-    right = torch.block_diag(*(n**0.5 * coefficients)[:, :, None])[
-        :, asked
-    ]  # s of the points asked about, (n·k, asked)
-    outside = None
+    coupling = torch.block_diag(*(n**0.5 * coefficients)[:, :, None])[:, asked]  # s of each z_j, (n·k, asked)
     if beside.any():
         outside = Gradients(draw, train[asked], beside[asked][:, None].to(train.dtype), memory)
-        right = right - pairwise(inner, jacobian, outside).double() / damping
-    solution = torch.linalg.solve(kernel, right) / n  # (n·k, asked)
+        coupling = coupling - pairwise(jacobian, outside).double() / damping
     test = loss_gradients(draw, task.test, memory)
-    tau = solution.new_empty(len(asked), len(test))
-    for part, gradients in test:
-        products = torch.cat([inner(block, gradients) for _, block in jacobian])  # (n·k, part)
-        tau[:, part] = solution.T @ products.double()
-        if outside is not None:
-            tau[:, part] += torch.cat([inner(block, gradients) for _, block in outside]).double() / (damping * n)
+    tau = torch.linalg.solve(kernel, coupling).T @ pairwise(jacobian, test).double() / n
+    if beside.any():
+        tau += pairwise(outside, test).double() / (damping * n)
     return tau.to(train.dtype)
 
 
 def _cg(draw: Draw, task: Task, asked: np.ndarray, damping: float, memory: float) -> Tensor:
     n, train = len(task.train), task.train
     residual, residual_of_test = draw.residuals(train), draw.residuals(task.test)  # (n, ...), (m, ...)
-    root = task.objective.curvature(draw.all_outputs(train), train.targets)[0].to(train.dtype)  # (n, k, ...)
+    root = task.objective.curvature(draw.all_outputs(train), train.targets)[0].to(train.dtype).flatten(2)  # (n, k, C)
     at_once = examples_at_once(draw, train, memory)
-    everyone, test = (range(len(points)) for points in (train, task.test))
 
-    def outputs(part: slice, points: Points = train):
-        return lambda theta: draw.outputs(theta, points[part].inputs)
+    def along(points: Points, direction: Theta) -> Tensor:  # J direction, (points, ...)
+        parts = []
+        for part in points.split(at_once):
+            _, moved = jvp(lambda theta: draw.outputs(theta, part.inputs), (draw.theta,), (direction,))  # noqa: B023
+            parts.append(moved)
+        return torch.cat(parts)
 
-    def gradient(part: slice, cotangent: Tensor) -> np.ndarray:  # (part, ...) → (P,)
-        (by_name,) = vjp(outputs(part), draw.theta)[1](cotangent)
-        return torch.cat([g.flatten() for g in by_name.values()]).cpu().numpy()
+    def back(points: Points, cotangents: Tensor) -> np.ndarray:  # Jᵀ cotangents, (P,)
+        total = 0
+        for part, cotangent in zip(points.split(at_once), cotangents.split(at_once), strict=True):
+            (by_name,) = vjp(lambda theta: draw.outputs(theta, part.inputs), draw.theta)[1](cotangent)  # noqa: B023
+            total = total + torch.cat([g.flatten() for g in by_name.values()])
+        return total.cpu().numpy()
 
     def product(v: np.ndarray) -> np.ndarray:  # (H + λI) v
-        tangent, total = _unflatten(v, draw.theta), damping * v
-        for part in _slices(everyone, at_once):
-            _, jv = jvp(outputs(part), (draw.theta,), (tangent,))  # (part, ...)
-            along = (root[part] * jv[:, None]).flatten(2).sum(2)  # Rᵀ Jv, (part, k)
-            curved = (root[part].flatten(2) * along[:, :, None]).sum(1).view_as(jv)
-            total += gradient(part, curved / n)
-        return total
+        moved = along(train, _unflatten(v, draw.theta))
+        curved = root.mT @ (root @ moved.flatten(1)[:, :, None])  # R Rᵀ J v, (n, C, 1)
+        return damping * v + back(train, curved.view_as(moved) / n)
 
-    tau = residual.new_empty(len(asked), len(test))
+    tau = residual.new_empty(len(asked), len(task.test))
     for k, j in enumerate(asked):
-        right = gradient(slice(j, j + 1), residual[j : j + 1])  # ∇L(z_j)
-        operator = LinearOperator((len(right),) * 2, matvec=product, dtype=right.dtype)
-        solution = _unflatten(_solve(operator, right), draw.theta)
-        for part in _slices(test, at_once):
-            _, moved = jvp(outputs(part, task.test), (draw.theta,), (solution,))  # (part, ...)
-            tau[k, part] = (residual_of_test[part] * moved).flatten(1).sum(1) / n  # ∇L(z)ᵀ solution
+        gradient = back(train[j : j + 1], residual[j : j + 1])  # ∇L(z_j)
+        operator = LinearOperator((len(gradient),) * 2, matvec=product, dtype=gradient.dtype)
+        moved = along(task.test, _unflatten(_solve(operator, gradient), draw.theta))
+        tau[k] = (residual_of_test * moved).flatten(1).sum(1) / n  # ∇L(z)ᵀ solution
     return tau
-
-
-def _slices(points: range, size: int) -> list[slice]:
-    return [slice(first, first + size) for first in points[::size]]
 
 
 def _solve(operator: LinearOperator, gradient: np.ndarray) -> np.ndarray:

@@ -5,14 +5,11 @@ they do is tried: NaN is put in their place and the layer's own output repaired.
 come into touch with the weights by another way.
 """
 
-from contextlib import ExitStack
-from functools import partial
-
 import torch
 from torch import nn
 
 from tdalib.data import Points
-from tdalib.networks import forward_at
+from tdalib.networks import calls, forward_at
 from tdalib.samplers import Draw
 
 
@@ -25,14 +22,11 @@ def outer_product_layers(draw: Draw, points: Points) -> dict[str, nn.Linear]:
         for name, module in draw.model.named_modules()
         if type(module) is nn.Linear and f"{name}.weight" in draw.theta
     }
-    shapes = {name: [] for name in layers}  # of the inputs of every call, but for the features
-    with ExitStack() as hooks, torch.no_grad():
-        for name, layer in layers.items():
-            note = partial(lambda seen, _, args, __: seen.append(args[0].shape[:-1]), shapes[name])
-            hooks.enter_context(layer.register_forward_hook(note))
-        draw(pair.inputs)
-    one_vector_each = {name: layer for name, layer in layers.items() if shapes[name] == [(2,)]}
-    return {name: layer for name, layer in one_vector_each.items() if not _used_elsewhere(draw, name, layer, pair)}
+    for name, called in calls(draw.model, layers, pair.inputs).items():
+        one_vector_each = [arguments[0].shape[:-1] for arguments, _ in called] == [(2,)]
+        if not one_vector_each or _used_elsewhere(draw, name, layers[name], pair):
+            del layers[name]
+    return layers
 
 
 def _used_elsewhere(draw: Draw, name: str, layer: nn.Linear, points: Points) -> bool:

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -64,9 +66,8 @@ def loader(name: str) -> Callable[..., Task]:
         return from_file
     if name and resolve(name).is_dir():
         return from_folder
-    raise ValueError(
-        f"dataset {name!r} is not known; choose from {', '.join(DATASETS)}, or give an .npz file or a folder of images"
-    )
+    known = ", ".join(DATASETS)
+    raise ValueError(f"dataset {name!r} is not known; choose from {known}, an .npz file or a folder of images")
 
 
 @checked
@@ -76,15 +77,14 @@ def from_file(name, *, train_per_class: Count, test_per_class: Count, seed: Natu
     A file needs the keys x_train, y_train, x_test, y_test, as `from_arrays` takes them, and may have classes,
     train_index and test_index.
     """
-    arrays = _read(name)
-    whole = from_arrays(**{key: arrays.get(key) for key in KEYS}, name=Path(name).stem)
+    whole, _ = _read(name)
     train = _choose(_labels(whole.train), whole.classes, train_per_class, seed, "train", name)
     test = _choose(_labels(whole.test), whole.classes, test_per_class, seed, "test", name)
     return replace(whole, train=whole.train[train], test=whole.test[test])
 
 
 @checked
-def from_paper(name, *, train_per_class: Count, test_per_class: Count, seed: Natural = 0) -> Task:
+def from_paper(name, *, train_per_class: Literal[10, 20, 50], test_per_class: Count, seed: Natural = 0) -> Task:
     """The images whose indices were published with the paper's code, in the order published.
 
     Parameters
@@ -100,12 +100,7 @@ def from_paper(name, *, train_per_class: Count, test_per_class: Count, seed: Nat
 
     Source: Nguyen et al. 2023, arXiv:2305.19765, and its released code.
     """
-    arrays = _read(name)
-    sizes = [int(key.removeprefix("train_")) for key in arrays if key.startswith("train_") and key[6:].isdigit()]
-    if train_per_class not in sizes:
-        published = ", ".join(map(str, sorted(sizes)))
-        raise ValueError(f"train_per_class: {train_per_class} is not possible; {name} was published with {published}")
-    whole = from_arrays(**{key: arrays[key] for key in KEYS}, name=name)
+    whole, arrays = _read(name)
     test = _choose(_labels(whole.test), whole.classes, test_per_class, seed, "test", name)
     if len(test) == len(whole.test):
         test = np.arange(len(test))
@@ -169,39 +164,28 @@ def from_folder(
     Task whose `train_index` and `test_index` are positions in torchvision's `ImageFolder(path).samples`, or in those of
     path/train and path/test.
     """
-    if size > (resize or size):
+    resize = resize or size
+    if size > resize:
         raise ValueError(f"size: {size} is not possible; it must be at least 1, and resize no less")
     folder = resolve(path)
-    divided = (folder / "train").is_dir()
-    if divided and not (folder / "test").is_dir():
-        raise ValueError(f"{folder} has a folder train but no folder test; it needs both, or class folders alone")
-    samples, classes = _samples(folder / "train" if divided else folder)
-    of_test, same = _samples(folder / "test") if divided else (samples, classes)
-    if classes != same:
-        differ = ", ".join(sorted(set(classes) ^ set(same)))
-        raise ValueError(f"{folder}: train and test must have the same class folders; they differ in {differ}")
-    labels, labels_of_test = (np.array([label for _, label in files]) for files in (samples, of_test))
-    if divided:
-        train = _choose(labels, classes, train_per_class, seed, "train", path)
-        test = _choose(labels_of_test, classes, test_per_class, seed, "test", path)
+    if (folder / "train").is_dir():
+        of_train, of_test = (_images(folder / split, size, resize) for split in SPLITS)
+        if of_train.classes != of_test.classes:
+            differ = ", ".join(sorted(set(of_train.classes) ^ set(of_test.classes)))
+            raise ValueError(f"{folder}: train and test must have the same class folders; they differ in {differ}")
+        train = _choose(of_train.targets, of_train.classes, train_per_class, seed, "train", path)
+        test = _choose(of_test.targets, of_test.classes, test_per_class, seed, "test", path)
     else:  # both from one random order, test points from its beginning and train points from its end
-        available = class_counts(labels, classes, "train").min()
-        if train_per_class + test_per_class > available:
-            asked = f"train_per_class: {train_per_class} beside test_per_class: {test_per_class}"
-            raise ValueError(f"{asked} is not possible; {path} has 1 to {available} per class")
-        orders = _random_orders(labels, classes, seed, "train")
+        of_train = of_test = _images(folder, size, resize)
+        wanted = {"train_per_class": train_per_class, "test_per_class": test_per_class}
+        orders = _random_orders(of_train.targets, of_train.classes, wanted, seed, "train", path)
         train = np.concatenate([np.sort(order[-train_per_class:]) for order in orders])
         test = np.concatenate([np.sort(order[:test_per_class]) for order in orders])
-    return from_arrays(
-        np.stack([_image(samples[k][0], size, resize or size) for k in train]),
-        labels[train],
-        np.stack([_image(of_test[k][0], size, resize or size) for k in test]),
-        labels_of_test[test],
-        classes=classes,
-        train_index=train,
-        test_index=test,
-        name=folder.name,
-    )
+    picked = {"name": folder.name, "classes": of_train.classes}
+    for split, images, keep in (("train", of_train, train), ("test", of_test, test)):
+        x, y = np.stack([images[k][0] for k in keep]), np.asarray(images.targets)
+        picked |= {f"x_{split}": x, f"y_{split}": y[keep], f"{split}_index": keep}
+    return from_arrays(**picked)
 
 
 def _labels(points: Points) -> np.ndarray:
@@ -209,58 +193,57 @@ def _labels(points: Points) -> np.ndarray:
     return points.labels.get("label", np.zeros(len(points), int))
 
 
-def _choose(labels: np.ndarray, classes, per_class: int, seed: int, split: str, name) -> np.ndarray:
+def _choose(labels, classes, per_class: int, seed: int, split: str, name) -> np.ndarray:
     """Positions of `per_class` points of each class, class by class: the first of a random order."""
-    classes = classes or ("",)
+    orders = _random_orders(labels, classes or ("",), {f"{split}_per_class": per_class}, seed, split, name)
+    return np.concatenate([np.sort(order[:per_class]) for order in orders])
+
+
+def _random_orders(labels, classes, wanted: dict[str, int], seed: int, split: str, name) -> list[np.ndarray]:
+    """The positions of each class in random order; there must be as many as are wanted in all."""
     available = class_counts(labels, classes, split).min()
-    if per_class > available:
-        raise ValueError(f"{split}_per_class: {per_class} is not possible; {name} has 1 to {available} per class")
-    return np.concatenate([np.sort(order[:per_class]) for order in _random_orders(labels, classes, seed, split)])
-
-
-def _random_orders(labels: np.ndarray, classes, seed: int, split: str) -> list[np.ndarray]:
-    """The positions of each class in random order."""
+    if sum(wanted.values()) > available:
+        asked = " beside ".join(f"{key}: {count}" for key, count in wanted.items())
+        raise ValueError(f"{asked} is not possible; {name} has 1 to {available} per class")
     stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(SPLITS.index(split),)))
-    return [stream.permutation(np.flatnonzero(labels == label)) for label in range(len(classes))]
+    return [stream.permutation(np.flatnonzero(np.equal(labels, label))) for label in range(len(classes))]
 
 
-def _read(name) -> dict[str, np.ndarray]:
+def _read(name) -> tuple[Task, dict[str, np.ndarray]]:
+    """The whole data set, and all that its file holds."""
     path = SHIPPED.get(name, resolve(name))
-    if not path.is_file():
-        raise ValueError(f"dataset {name!r}: no file {path}; a relative path starts at the repository root")
     try:
         with np.load(path) as file:
             arrays = dict(file)
     except Exception:  # numpy raises what the damage makes it raise
-        raise ValueError(f"dataset {name!r} is no .npz file of plain arrays; np.savez writes one") from None
+        raise ValueError(f"dataset {name!r}: no .npz file of plain arrays, as np.savez writes, is at {path}") from None
     missing = {"x_train", "y_train", "x_test", "y_test"} - set(arrays)
     if missing:
         raise ValueError(f"{name} has no {', '.join(sorted(missing))}; it needs x_train, y_train, x_test and y_test")
-    return arrays
+    return from_arrays(**{key: arrays.get(key) for key in KEYS}, name=Path(name).stem), arrays
 
 
-def _samples(folder: Path) -> tuple[list[tuple[str, int]], list[str]]:
-    """(file, label) of every image, and the names of the classes."""
+def _images(folder: Path, size: int, resize: int):
+    """Torchvision's `ImageFolder`, whose images are cut out as asked for."""
     from torchvision.datasets import ImageFolder
 
     try:
-        images = ImageFolder(folder, allow_empty=True)
+        return ImageFolder(folder, loader=partial(_image, size=size, resize=resize), allow_empty=True)
     except FileNotFoundError:
         raise ValueError(f"{folder} has no class folders; it needs a folder of images for each class") from None
-    return images.samples, images.classes
 
 
-def _image(file: str, size: int, resized: int) -> np.ndarray:
+def _image(file: str, size: int, resize: int) -> np.ndarray:
     """An image the right way up, its shorter side resized and its middle cut out, (size, size, 3), uint8."""
     from PIL import Image, ImageOps
-    from torchvision.transforms.v2.functional import center_crop, resize
+    from torchvision.transforms.v2 import functional
 
     try:
         with Image.open(file) as image:
             if image.mode[0] in "IF":
                 raise ValueError(f"its pixels are of mode {image.mode}; convert it to 8 bits a channel")
             upright = ImageOps.exif_transpose(image).convert("RGB")
-            return np.asarray(center_crop(resize(upright, [resized]), [size]))
+            return np.asarray(functional.center_crop(functional.resize(upright, [resize]), [size]))
     except Exception as error:  # PIL raises what the damage makes it raise
         raise ValueError(f"{file} cannot be read as an image: {error}") from None
 

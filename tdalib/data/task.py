@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from operator import attrgetter
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tdalib import objectives
-from tdalib.data.points import Inputs, Points, of_each, tensors
+from tdalib.data.points import Points, of_each, tensors
 from tdalib.objectives import Objective
 
 SPLITS = ("train", "test")
@@ -27,6 +28,10 @@ class Task:
     name : str
     classes : tuple of str
         Names of the targets 0, 1, …, where these are classes.
+    x_train, y_train, x_test, y_test : Tensor, or dict of Tensor
+        Inputs and targets of the points.
+    train_index, test_index : int array
+        Positions of the points in the source.
     """
 
     train: Points
@@ -35,29 +40,12 @@ class Task:
     name: str
     classes: tuple[str, ...] = ()
 
-    @property
-    def x_train(self) -> Inputs:
-        return self.train.inputs
-
-    @property
-    def y_train(self) -> Tensor:
-        return self.train.targets
-
-    @property
-    def x_test(self) -> Inputs:
-        return self.test.inputs
-
-    @property
-    def y_test(self) -> Tensor:
-        return self.test.targets
-
-    @property
-    def train_index(self) -> np.ndarray:
-        return self.train.labels["index"]
-
-    @property
-    def test_index(self) -> np.ndarray:
-        return self.test.labels["index"]
+    x_train = property(attrgetter("train.inputs"))
+    y_train = property(attrgetter("train.targets"))
+    x_test = property(attrgetter("test.inputs"))
+    y_test = property(attrgetter("test.targets"))
+    train_index = property(lambda self: self.train.labels["index"])
+    test_index = property(lambda self: self.test.labels["index"])
 
     @property
     def outputs(self) -> int:
@@ -110,7 +98,7 @@ def from_arrays(
     y_train, y_test : array, (n,) or (n, ...), and alike for m
         Whole numbers are classes from 0; floats are values to be met, (n,) is taken as (n, 1).
     classes : sequence of str, optional
-        Names; by default as many numbers as y_train has classes.
+        Names; by default the numbers from 0 to the largest label of y_train.
     train_index, test_index : int array, optional
         Positions in the source; by default 0, 1, 2, …
     labels : dict, optional
@@ -128,15 +116,20 @@ def from_arrays(
     index = {"train": train_index, "test": test_index}
     points = {split: _points(x[split], y[split], index[split], split) for split in SPLITS}
     for key, part in (("x", "inputs"), ("y", "targets")):
-        train, test = (_layout(getattr(points[split], part)) for split in SPLITS)
+        train, test = (of_each(_layout, getattr(points[split], part)) for split in SPLITS)
         if train != test:
             raise ValueError(f"points of {key}_train are {train}, those of {key}_test are {test}; they must be alike")
-    names = _class_names(classes, y["train"]) if are_classes(y["train"]) else ()
-    for split in SPLITS if names else ():
-        check_range(y[split], names, split)
-        points[split].labels["label"] = y[split].astype(np.int64)
-        points[split].labels["class"] = np.array(names, object)[y[split]]
-    if names:
+    names = ()
+    if are_classes(y["train"]):
+        count = min(y["train"].max(), len(y["train"])) + 1  # a label beyond that is out of range
+        names = tuple(map(str, range(count) if classes is None else np.atleast_1d(classes)))
+        if len(names) < 2:
+            raise ValueError("all points are of one class; a classifier needs two or more")
+        for split in SPLITS:
+            if y[split].max() >= len(names):
+                raise ValueError(f"y_{split} has the label {y[split].max()}; the classes are 0 to {len(names) - 1}")
+            points[split].labels["label"] = y[split].astype(np.int64)
+            points[split].labels["class"] = np.array(names, object)[y[split]]
         class_counts(y["train"], names, "train")
     for key, of_splits in (labels or {}).items():
         for split, values in zip(SPLITS, of_splits, strict=True):
@@ -147,12 +140,6 @@ def from_arrays(
 def are_classes(targets: np.ndarray) -> bool:
     """Whether targets are classes: one whole number a point."""
     return targets.dtype.kind in "iu" and targets.ndim == 1
-
-
-def check_range(targets: np.ndarray, classes: Sequence[str], split: str) -> None:
-    """Refuse a label for which there is no class."""
-    if targets.max() >= len(classes):
-        raise ValueError(f"y_{split} has the label {targets.max()}; the classes are 0 to {len(classes) - 1}")
 
 
 def class_counts(targets: np.ndarray, classes: Sequence[str], split: str) -> np.ndarray:
@@ -187,32 +174,17 @@ def _points(x, targets: np.ndarray, index, split: str) -> Points:
 def _check_inputs(x: np.ndarray, key: str, axes: int) -> None:
     if x.ndim < axes or len(x) == 0:
         raise ValueError(f"{key} has shape {x.shape}; it needs at least one point and one feature axis")
-    if x.dtype == np.uint8:
-        if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)):
-            raise ValueError(f"{key}: uint8 images need shape (n, height, width) or (n, height, width, 1 or 3)")
-    elif x.dtype.kind not in "fiub":
+    if x.dtype == np.uint8 and (x.ndim < 3 or x.shape[3:] not in ((), (1,), (3,))):
+        raise ValueError(f"{key}: uint8 images need shape (n, height, width) or (n, height, width, 1 or 3)")
+    if x.dtype.kind not in "fiub":
         raise ValueError(f"{key} holds {x.dtype}; give uint8 images, floats or integers")
-    elif len(bad := np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))):
+    if len(bad := np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))):
         raise ValueError(f"{key}[{bad[0]}] has a value that is not finite; every value must be a number")
-
-
-def _class_names(classes, targets: np.ndarray) -> tuple[str, ...]:
-    count = int(targets.max()) + 1
-    if count > len(targets):
-        raise ValueError(
-            f"y_train has the label {count - 1} but only {len(targets)} points; every class needs at least one"
-        )
-    names = tuple(map(str, range(count) if classes is None else np.atleast_1d(classes)))
-    if len(names) < 2:
-        raise ValueError("all points are of one class; a classifier needs two or more")
-    return names
 
 
 def _objective(objective, targets: np.ndarray) -> Objective:
     if objective is None:
-        if targets.dtype.kind != "f" and not are_classes(targets):
-            raise ValueError(f"y_train holds whole numbers of shape {targets.shape[1:]} a point; name the objective")
-        objective = "cross_entropy" if are_classes(targets) else "squared_error"
+        objective = "squared_error" if targets.dtype.kind == "f" else "cross_entropy"
     known = objectives.get(objective)
     if known.likelihood == "classification" and not are_classes(targets):
         raise ValueError(f"objective {known.name!r} needs classes as targets, whole numbers of shape (n,)")
@@ -222,17 +194,13 @@ def _objective(objective, targets: np.ndarray) -> Objective:
 def _label(values, count: int, key: str) -> np.ndarray:
     values = np.asarray(values)
     if values.shape != (count,):
-        raise ValueError(
-            f"{key} has shape {values.shape}; it needs one whole number or label for each of {count} points"
-        )
+        raise ValueError(f"{key} has shape {values.shape}; it needs one value for each of {count} points")
     return values.astype(object) if values.dtype.kind in "US" else values
 
 
-def _layout(inputs: Inputs) -> str:
+def _layout(x: Tensor) -> str:
     """Type and shape of a point, in words."""
-    if isinstance(inputs, dict):
-        return ", ".join(f"{key}: {_layout(x)}" for key, x in sorted(inputs.items()))
-    return f"{str(inputs.dtype).removeprefix('torch.')} of shape {tuple(inputs.shape[1:])}"
+    return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape[1:])}"
 
 
 def _tensor(x: np.ndarray) -> Tensor:

@@ -15,8 +15,7 @@ def cnn2(task: Task, seed: int) -> nn.Module:
 
     Source: Nguyen et al. 2023, arXiv:2305.19765, appendix.
     """
-    kernel = 3 if _channels("cnn2", task) == 1 else 5
-    return _cnn("cnn2", task, channels=(32, 64), kernel=kernel, paddings=(0, 0), hidden=128)
+    return _cnn("cnn2", task, channels=(32, 64), grey=(3, (0, 0)), colour=(5, (0, 0)), hidden=128)
 
 
 @register("cnn3")
@@ -28,19 +27,16 @@ def cnn3(task: Task, seed: int) -> nn.Module:
 
     Source: Nguyen et al. 2023, arXiv:2305.19765, appendix.
     """
-    paddings = (0, 2, 2) if _channels("cnn3", task) == 1 else (0, 0, 2)
-    return _cnn("cnn3", task, channels=(32, 64, 128), kernel=3, paddings=paddings, hidden=256)
+    return _cnn("cnn3", task, channels=(32, 64, 128), grey=(3, (0, 2, 2)), colour=(3, (0, 0, 2)), hidden=256)
 
 
-def _channels(name: str, task: Task) -> int:
+def _cnn(name: str, task: Task, channels, grey, colour, hidden: int) -> nn.Sequential:
+    """The network for the task's images; `grey` is the kernel and the paddings for one channel, `colour` for more."""
     shape = tuple(getattr(task.x_train, "shape", ()))
     if len(shape) != 4 or not task.x_train.is_floating_point():
         raise ValueError(f"{name} needs images (n, channels, height, width); the task has {shape or 'a dict'}")
-    return shape[1]
-
-
-def _cnn(name: str, task: Task, channels, kernel: int, paddings, hidden: int) -> nn.Sequential:
-    before, *image = task.x_train.shape[1:]
+    before, *image = shape[1:]
+    kernel, paddings = grey if before == 1 else colour
     sides, layers = image, []
     for after, padding in zip(channels, paddings, strict=True):
         layers += [nn.Conv2d(before, after, kernel, padding=padding), ImageGELU(), nn.MaxPool2d(2)]

@@ -35,8 +35,8 @@ def mlp(
     drop = [nn.Dropout(dropout)] if dropout else []
     layers = [nn.Flatten(), nn.Linear(_features("mlp", task), width), nn.GELU(), *drop]
     for _ in range(depth - 1):
-        hidden = nn.Sequential(nn.Linear(width, width), nn.GELU(), *deepcopy(drop))
-        layers.append(Residual(hidden) if skip else hidden)
+        block = Residual if skip else nn.Sequential
+        layers.append(block(nn.Linear(width, width), nn.GELU(), *deepcopy(drop)))
     return nn.Sequential(*layers, nn.Linear(width, task.outputs))
 
 
@@ -47,12 +47,8 @@ def _features(name: str, task: Task) -> int:
     return task.x_train[0].numel()
 
 
-class Residual(nn.Module):
-    """x + f(x)."""
-
-    def __init__(self, function: nn.Module):
-        super().__init__()
-        self.function = function
+class Residual(nn.Sequential):
+    """x + f(x), f the layers in turn."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.function(x)
+        return x + super().forward(x)

@@ -5,13 +5,13 @@ from copy import deepcopy
 from functools import partial, wraps
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tdalib.data import Task
 from tdalib.networks import trainable
 from tdalib.registry import Registry
 
-MODELS = Registry("model", lambda name, function: _seeded(function))
+MODELS = Registry("model")
 
 
 def register(name: str):
@@ -20,16 +20,9 @@ def register(name: str):
     The function runs with torch's generator set to `seed` and set back afterwards, so ordinary PyTorch
     initialisation is enough: the same seed gives the same weights and the caller's random state is untouched.
 
-    Parameters that do not require gradients stay as they are, and attribution is over the others. A module whose frozen
-    part comes first can name it by a method `frozen_beginning(x)`, which gives back what it once gave as it is and does
-    not depend on the seed: it is then computed once for all trainings and attributions, and `forward` gets the result.
+    Parameters that do not require gradients stay as they are, and attribution is over the others.
     """
-
-    def decorate(function):
-        MODELS.register(name)(function)
-        return MODELS[name]
-
-    return decorate
+    return lambda function: MODELS.register(name)(_seeded(function))
 
 
 def _seeded(function):
@@ -38,21 +31,13 @@ def _seeded(function):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             network = function(task, seed, **options)
-        if any(_couples(module) for module in network.modules()):
-            raise ValueError(
-                "the model has batch norm, which couples the points of a batch; use group or layer norm, or batch norm "
-                "with fixed statistics, set to eval mode where the model is made"
-            )
-        images = isinstance(task.x_train, Tensor) and task.x_train.ndim == 4
-        layout = torch.channels_last if images else torch.preserve_format
+        norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        if any(norm.training or norm.running_mean is None for norm in norms):  # training leaves one in eval mode so
+            raise ValueError("batch norm couples the points of a batch; use group or layer norm, or eval mode for it")
+        layout = torch.channels_last if getattr(task.x_train, "ndim", 0) == 4 else torch.preserve_format
         return network.to(task.train.device, task.train.dtype, memory_format=layout)
 
     return seeded
-
-
-def _couples(module: nn.Module) -> bool:
-    """Whether it is a batch norm that would use the statistics of a batch; training leaves one in eval mode so."""
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
 
 
 def get(model: str | Callable | nn.Module, **options) -> Callable[[Task, int], nn.Module]:

@@ -40,14 +40,13 @@ def vit_lora(task: Task, seed: int, *, backbone: str | None = None) -> nn.Module
     """
     vit, processor = _pretrained(backbone, task.outputs)
     shape = tuple(getattr(task.x_train, "shape", ()))
-    embedded = len(shape) == 3 and shape[-1] == vit.config.hidden_size
-    if not embedded and (len(shape) != 4 or shape[1] not in (1, 3)):
+    if len(shape) != 4 or shape[1] not in (1, 3):
         raise ValueError(f"vit_lora needs images (n, 1 or 3 channels, height, width); the task has {shape}")
     return LoraViT(vit, processor)
 
 
 class LoraViT(nn.Module):
-    """A `ViTForImageClassification` with adapters: images, or what `frozen_beginning` made of them, to logits."""
+    """A `ViTForImageClassification` with adapters: images (n, channels, height, width) to logits (n, classes)."""
 
     def __init__(self, vit: nn.Module, processor):
         from peft import LoraConfig, get_peft_model
@@ -64,54 +63,45 @@ class LoraViT(nn.Module):
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])
 
-    def frozen_beginning(self, x: Tensor) -> Tensor:
-        """Images (n, channels, height, width) → class token and patches, (n, 1 + patches, width); those stay so."""
+    def forward(self, x: Tensor) -> Tensor:
         from torchvision.transforms.v2.functional import resize
 
-        if x.ndim == 3:
-            return x
         x = x.expand(-1, 3, -1, -1)
         if list(x.shape[2:]) != self.size:
             x = resize(x, self.size, self.interpolation, antialias=True)
-        return self.peft.base_model.model.vit.embeddings((x / 2 + 0.5 - self.mean) / self.std)
-
-    def forward(self, x: Tensor) -> Tensor:
-        vit = self.peft.base_model.model.vit
-        tokens = self.frozen_beginning(x)
-        for block in vit.layers:
-            tokens = block(tokens)
-        return self.peft.base_model.model.classifier(vit.layernorm(tokens[:, 0]))
+        return self.peft(pixel_values=(x / 2 + 0.5 - self.mean) / self.std).logits
 
 
 def _pretrained(backbone: str | None, outputs: int):
     """The backbone with a new classifier, and its processor."""
-    from transformers import AutoConfig, ViTForImageClassification, ViTImageProcessor
+    from transformers import AutoModelForImageClassification, ViTImageProcessor
     from transformers.utils import logging
 
-    folder = _folder(backbone)
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # else it says that the classifier is new
-    logging.disable_progress_bar()
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # LoRA's alone
+    safe = {"use_safetensors": True, "trust_remote_code": False}
+    options = safe | no_dropout | {"attn_implementation": "eager"}  # which vmap can batch
     try:
+        folder = _folder(backbone)
+        logging.set_verbosity_error()  # else it says that the classifier is new
+        logging.disable_progress_bar()
+        processor = ViTImageProcessor.from_pretrained(folder)
         with torch.random.fork_rng(devices=[]):
-            processor = ViTImageProcessor.from_pretrained(folder)
-            no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # LoRA's alone
-            options = {"use_safetensors": True, "attn_implementation": "eager"}  # which vmap can batch
-            kind = AutoConfig.from_pretrained(folder).model_type
-            vit, loaded = ViTForImageClassification.from_pretrained(
-                folder, output_loading_info=True, **options, **no_dropout
-            )
-    except Exception as error:  # transformers and safetensors raise what the content makes them raise
-        raise ValueError(f"backbone {backbone!r} is no ViT with its processor: {_line(error)}") from None
+            vit, loaded = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True, **options)
+    except Exception as error:  # the hub, transformers and safetensors raise what they come across
+        reason = " ".join(str(error).split()) or repr(error)
+        reason = reason.split(". ")[0].removesuffix(".")  # what follows is advice on their use
+        raise ValueError(f"backbone {backbone!r} is no folder or name on the hub of a ViT: {reason}") from None
     finally:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+    kind = vit.config.model_type
     missing = [key for key in loaded["missing_keys"] if not key.startswith("classifier.")]
     if kind != "vit" or missing:
-        lacks = f", lacks {missing[0]}" if missing else ""
-        raise ValueError(f"backbone {backbone!r} is no whole ViT: it is of type {kind}{lacks}")
-    if not {"height", "width"} <= {key for key, value in dict(processor.size).items() if value}:
+        lacking = ", ".join(missing[:3]) or "nothing"
+        raise ValueError(f"backbone {backbone!r} is no whole ViT: it is of type {kind}, lacks {lacking}")
+    if not (processor.size.height and processor.size.width):
         raise ValueError(f"backbone {backbone!r}: its processor must resize to a height and a width")
     vit.classifier = nn.Linear(vit.config.hidden_size, outputs)
     nn.init.trunc_normal_(vit.classifier.weight, std=vit.config.initializer_range)
@@ -119,24 +109,15 @@ def _pretrained(backbone: str | None, outputs: int):
     return vit, processor
 
 
-def _folder(backbone: str | None) -> Path:
+def _folder(backbone: str | None):
     """Where a backbone lies; one on the hub is fetched where its cache does not hold it."""
+    from huggingface_hub import snapshot_download
+
     folder = SHIPPED if backbone is None else resolve(backbone)
     if folder.is_dir():
         return folder
-    from huggingface_hub import snapshot_download
-
     wanted = {"repo_id": backbone, "allow_patterns": ["*.json", "*.safetensors"]}
     try:
-        return Path(snapshot_download(**wanted, local_files_only=True))
-    except Exception:  # not in the cache, or no name of a repository
-        pass
-    try:
-        return Path(snapshot_download(**wanted))
-    except Exception as error:  # no such name, no network
-        reason = _line(error).split(". ")[0].removesuffix(".")  # what follows is advice on the hub's client
-        raise ValueError(f"backbone {backbone!r} is no folder, nor to be had from the hub: {reason}") from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or repr(error)
+        return snapshot_download(**wanted, local_files_only=True)
+    except OSError:  # not in the cache
+        return snapshot_download(**wanted)

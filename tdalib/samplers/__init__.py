@@ -7,14 +7,11 @@ list for each row of `weights` (removal, point). One that cannot weigh points ra
 and its own random numbers from a stream seeded by the member's `batch_seed`, anew for each row.
 """
 
+from tdalib.samplers.chains import sghmc, sgld
 from tdalib.samplers.draw import Draw
 from tdalib.samplers.dropout_masks import mc_dropout
-from tdalib.samplers.ensemble import deep_ensemble, modes
+from tdalib.samplers.ensemble import crossed, deep_ensemble, modes
 from tdalib.samplers.finished import from_checkpoints
-from tdalib.samplers.gaussian_of_curvature import laplace
-from tdalib.samplers.gaussian_of_epochs import swag
-from tdalib.samplers.grid import crossed
-from tdalib.samplers.hamiltonian import sghmc
-from tdalib.samplers.langevin import sgld
+from tdalib.samplers.gaussians import laplace, swag
 from tdalib.samplers.posterior import SAMPLERS, Member, Posterior, derive_seed, get, independent, register
 from tdalib.samplers.runs import Run, Step

@@ -1,60 +1,118 @@
-"""What Langevin samplers share: the potential of the posterior, the way along it, and the start at a trained mode."""
+"""SGLD and SGHMC: Markov chains along the stochastic gradient, around a trained mode."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from tdalib.data import Task
 from tdalib.networks import Theta
+from tdalib.options import Count, Natural, NonNegative, Positive
 from tdalib.samplers.draw import Draw
 from tdalib.samplers.ensemble import modes
-from tdalib.samplers.posterior import NOISE, Member, Posterior, derive_seed, standard_normals
+from tdalib.samplers.posterior import NOISE, Member, Posterior, derive_seed, register, standard_normals
 from tdalib.training import batch_order
 
-Update = Callable[[Theta, Theta], Theta]  # (∇Û, standard normals) → the step of θ
 
-
-def run_chains(
+@register("sgld", checkpoints=20)
+def sgld(
     posterior: Posterior,
-    member: Member,
-    weights: Tensor,
-    updates: Callable[[], Update],
     *,
-    burn_in: int,
-    thin: int,
+    step_size: Positive = 1e-5,
+    temperature: NonNegative = 1.0,
+    burn_in: Natural = 10,
+    thin: Count = 10,
+) -> Posterior:
+    """SGLD: θ ← θ − (ε/2) ∇Û(θ) + √(ε T) ξ, ξ ~ N(0, I), from the mode that a member's training finds.
+
+    ∇Û is the gradient of the potential on a minibatch, scaled to n points, with the recipe's weight decay λ as a prior
+    of precision n λ (`chains.potential_gradient`). For small ε the chain's law is p(θ|D)^(1/T)
+    in the long run: directions that the data leave free take 2 / (ε n λ) steps, and a shorter chain explores the
+    neighbourhood of its mode.
+
+    Parameters
+    ----------
+    step_size : float
+        ε, in units of θ² (U has none).
+    temperature : float
+        T; 1 is the posterior, smaller is closer to the mode, 0 adds no noise.
+    burn_in, thin : int
+        Epochs that are let go at the start, and epochs to the first draw and from one to the next.
+
+    Under other weights the mode is trained again, and the chain has the same weights, batches and noise.
+
+    Source: Welling and Teh 2011, ICML; of temperatures, Wenzel et al. 2020, arXiv:2002.02405.
+    """
+    posterior.recipe.l2("sampler 'sgld'")
+    options = {"step_size": step_size, "temperature": temperature, "burn_in": burn_in, "thin": thin}
+    return replace(posterior, sample=run_sgld, options=options, kind="chain")
+
+
+@register("sghmc", checkpoints=20)
+def sghmc(
+    posterior: Posterior,
+    *,
+    step_size: Positive = 1e-6,
+    friction: Annotated[Positive, Field(le=1)] = 0.1,
+    temperature: NonNegative = 1.0,
+    burn_in: Natural = 10,
+    thin: Count = 10,
+) -> Posterior:
+    """SGHMC: v ← (1 − α) v − ε ∇Û(θ) + √(2 α ε T) ξ, θ ← θ + v, ξ ~ N(0, I), from the mode of a member's training.
+
+    ∇Û as in `sgld`: the gradient of the potential on a minibatch, scaled to n points, with the recipe's weight decay λ
+    as a prior of precision n λ. v starts at 0. For small ε the law of θ is p(θ|D)^(1/T) in the long run.
+
+    Parameters
+    ----------
+    step_size : float
+        ε, in units of θ² (U has none).
+    friction : float
+        α, above 0 and at most 1; the momentum lasts for about 1/α steps.
+    temperature : float
+        T; 1 is the posterior, smaller is closer to the mode, 0 adds no noise.
+    burn_in, thin : int
+        Epochs that are let go at the start, and epochs to the first draw and from one to the next.
+
+    Under other weights the mode is trained again, and the chain has the same weights, batches and noise.
+
+    Source: Chen, Fox and Guestrin 2014, arXiv:1402.4102, equation 15, without an estimate of the gradients' noise.
+    """
+    posterior.recipe.l2("sampler 'sghmc'")
+    options = {"step_size": step_size, "friction": friction, "temperature": temperature}
+    options |= {"burn_in": burn_in, "thin": thin}
+    return replace(posterior, sample=run_sghmc, options=options, kind="chain")
+
+
+def run_sgld(posterior: Posterior, member: Member, weights: Tensor, *, step_size, **options) -> Iterator[list[Draw]]:
+    """One member: SGHMC with friction 1, which keeps no momentum, at half the step size."""
+    return run_sghmc(posterior, member, weights, step_size=step_size / 2, friction=1.0, **options)
+
+
+def run_sghmc(
+    posterior: Posterior, member: Member, weights: Tensor, *, step_size, friction, temperature, burn_in, thin
 ) -> Iterator[list[Draw]]:
-    """A chain from each trained mode; after `burn_in` epochs one draw every `thin`, in equal batches and noise."""
+    """One member: a training and a chain from its end, once for each row of `weights`, in equal batches and noise."""
     recipe, task = replace(posterior.recipe, epochs=burn_in + thin * posterior.checkpoints), posterior.task
     batches = batch_order(len(task.train), recipe, derive_seed(member.batch_seed, 0, NOISE))
-    seed = derive_seed(member.batch_seed, 1, NOISE)
+    spread = (2 * friction * step_size * temperature) ** 0.5
     for weight, mode in zip(weights, modes(posterior, member, weights), strict=True):
-        walk = chain(mode, task, batches, updates(), weight, seed=seed, renormalise=posterior.renormalise)
-        kept = [theta for epoch, theta in enumerate(walk, start=1 - burn_in) if epoch > 0 and epoch % thin == 0]
+        stream = torch.Generator().manual_seed(derive_seed(member.batch_seed, 1, NOISE))
+        theta, kept = mode.theta, []
+        velocity = {name: torch.zeros_like(p) for name, p in theta.items()}
+        for epoch, of_epoch in enumerate(batches, start=1 - burn_in):
+            for batch in of_epoch:
+                gradient = potential_gradient(mode, theta, task, batch, weight, posterior.renormalise)
+                noise = standard_normals(theta, stream)
+                for name, g in gradient.items():
+                    velocity[name] = (1 - friction) * velocity[name] - step_size * g + spread * noise[name]
+                theta = {name: p.clone().add_(velocity[name]) for name, p in theta.items()}  # a sum changes the layout
+            if epoch > 0 and epoch % thin == 0:
+                kept.append(theta)
         yield posterior.around(mode, kept)
-
-
-def chain(
-    mode: Draw,
-    task: Task,
-    batches: list[list[Tensor]],
-    update: Update,
-    weight: Tensor,
-    *,
-    seed: int,
-    renormalise: bool = False,
-) -> Iterator[Theta]:
-    """θ after each epoch of `batches`, from the θ of `mode` on; the noise of a step follows from `seed`."""
-    stream = torch.Generator().manual_seed(seed)
-    theta = mode.theta
-    for epoch in batches:
-        for batch in epoch:
-            gradient = potential_gradient(mode, theta, task, batch, weight, renormalise)
-            noise = standard_normals(theta, stream)
-            step = update(gradient, noise)
-            theta = {name: p.clone().add_(step[name]) for name, p in theta.items()}  # a sum may change the layout
-        yield theta
 
 
 def potential_gradient(

@@ -1,15 +1,13 @@
 """MC dropout: dropout masks kept at a trained mode."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from tdalib.data import Task
-from tdalib.networks import forward
+from tdalib.networks import calls
 from tdalib.samplers.draw import Draw
 from tdalib.samplers.ensemble import modes
 from tdalib.samplers.posterior import NOISE, Member, Posterior, derive_seed, register
@@ -39,14 +37,9 @@ def mc_dropout(posterior: Posterior) -> Posterior:
 def run_masked(posterior: Posterior, member: Member, weights: Tensor) -> Iterator[list[Draw]]:
     """One member: a training and masks for its end, once for each row of `weights`."""
     seed = derive_seed(member.batch_seed, 0, NOISE)
-    masks = None
     for mode in modes(posterior, member, weights):
-        if masks is None:
-            masks = [drawn_masks(mode.model, derive_seed(seed, k, NOISE)) for k in posterior.numbers]
-        yield [
-            replace(mode, rest=mode.rest | drawn, checkpoint=k)
-            for k, drawn in zip(posterior.numbers, masks, strict=True)
-        ]
+        masks = {k: drawn_masks(mode.model, derive_seed(seed, k, NOISE)) for k in posterior.numbers}
+        yield [replace(mode, rest=mode.rest | drawn, checkpoint=k) for k, drawn in masks.items()]
 
 
 def dropouts(network: nn.Module) -> dict[str, nn.Dropout]:
@@ -62,14 +55,11 @@ class Masked:
 
     def __call__(self, task: Task, seed: int) -> nn.Module:
         network = self.build(task, seed).eval()
-        seen = {}
-        with ExitStack() as hooks, torch.no_grad():
-            for name, layer in dropouts(network).items():
-                note = partial(lambda name, _, args, __: seen.update({name: args[0][0]}), name)
-                hooks.enter_context(layer.register_forward_hook(note))
-            forward(network, task.train[:1].inputs)
-        for name, values in seen.items():
-            network.set_submodule(name, MaskedDropout(network.get_submodule(name).p, values))
+        layers = dropouts(network)
+        for name, called in calls(network, layers, task.train[:1].inputs).items():
+            if called:
+                (values, *_), _ = called[0]
+                network.set_submodule(name, MaskedDropout(layers[name].p, values[0]))
         return network.train()
 
 

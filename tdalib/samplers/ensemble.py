@@ -1,11 +1,13 @@
-"""Deep ensembles: train again from another initialisation, in another batch order, or both."""
+"""Ensembles: train again from another initialisation, in another batch order, or on a grid of both."""
 
 from collections.abc import Iterator
 from dataclasses import replace
+from math import isqrt
 from typing import Literal
 
 from torch import Tensor
 
+from tdalib.options import Count
 from tdalib.samplers.draw import Draw
 from tdalib.samplers.posterior import Member, Posterior, register
 from tdalib.training import train, train_stack
@@ -25,6 +27,32 @@ def deep_ensemble(posterior: Posterior, *, vary: Literal["init", "batch", "both"
     shared = {"init": {"batch": 0}, "batch": {"init": 0}, "both": {}}[vary]
     members = tuple(Member.of(posterior.seed, k, **shared) for k in range(len(posterior.members)))
     return replace(posterior, members=members, sample=train_member)
+
+
+@register("crossed")
+def crossed(posterior: Posterior, *, inits: Count | None = None) -> Posterior:
+    """Crossed ensemble: a grid of `inits` initialisations × members / inits batch orders, one training each.
+
+    Member i·(batch orders) + b is trained from initialisation i in batch order b; those with i = b are the members of
+    `deep_ensemble`. `stats.variance_components` splits the variance of its τ.
+
+    Parameters
+    ----------
+    inits : int, optional
+        By default the square root of `members`.
+
+    Source: the two-way layout with random effects, Searle, Casella and McCulloch 1992, Variance Components, chapter 4.
+    """
+    count = len(posterior.members)
+    inits = max(2, isqrt(count)) if inits is None else inits
+    if inits < 2 or count % inits or count // inits < 2:
+        raise ValueError(
+            f"members: {count} is no grid of {inits} initialisations × batch orders, 2 of each or more; "
+            "take a square number, or set inits to a divisor"
+        )
+    orders = count // inits
+    grid = tuple(Member.of(posterior.seed, k, init=k // orders, batch=k % orders) for k in range(count))
+    return replace(posterior, members=grid, sample=train_member)
 
 
 def train_member(posterior: Posterior, member: Member, weights: Tensor) -> Iterator[list[Draw]]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tdalib import models
 from tdalib.data import Task, resolve
-from tdalib.networks import State, fingerprint, trainable
+from tdalib.networks import State, fingerprint, state_of
 from tdalib.samplers.draw import Draw
 from tdalib.samplers.posterior import Member, Posterior
 from tdalib.training import Recipe
@@ -75,9 +75,8 @@ def from_checkpoints(
 def _held(posterior: Posterior, member: Member, weights: Tensor, *, states, sha256) -> Iterator[list[Draw]]:
     network = posterior.build(posterior.task, 0).eval()
     device = posterior.task.train.device
-    moved = [
-        State(*({name: p.to(device) for name, p in held.items()} for held in state)) for state in states[member.index]
-    ][-posterior.checkpoints :]
+    asked = states[member.index][-posterior.checkpoints :]
+    moved = [State(*({name: p.to(device) for name, p in held.items()} for held in state)) for state in asked]
     for weight in weights:
         if (weight != 1).any():
             raise ValueError("finished checkpoints cannot be trained again without a point; use a sampler that trains")
@@ -102,16 +101,10 @@ def _read(checkpoint) -> Mapping[str, Tensor]:
 
 def _fitting(loaded: Mapping[str, Tensor], network: nn.Module, number: int) -> State:
     """A state dict as a state of the network: θ, and all else that it holds."""
-    wanted = network.state_dict()
-    for problem, names in (("lacks", wanted.keys() - loaded.keys()), ("has an unknown", loaded.keys() - wanted.keys())):
-        if names:
-            raise ValueError(f"checkpoint {number} does not fit the model: it {problem} {min(names)}")
-    own = dict(network.named_parameters()) | dict(network.named_buffers())  # a tensor under two names once
-    held = {name: loaded.get(name, p) for name, p in own.items()}
-    for name, p in own.items():
-        if held[name].shape != p.shape:
-            shapes = f"{tuple(held[name].shape)} where {tuple(p.shape)} is needed"
-            raise ValueError(f"checkpoint {number} does not fit the model: {name} has shape {shapes}")
-    held = {name: torch.empty_like(p).copy_(held[name]).detach() for name, p in own.items()}
-    theta = trainable(network).keys()
-    return State({name: held[name] for name in theta}, {name: p for name, p in held.items() if name not in theta})
+    try:
+        network.load_state_dict(loaded)
+    except RuntimeError as error:
+        raise ValueError(f"checkpoint {number} does not fit the model: {' '.join(str(error).split())}") from None
+    theta, buffers = state_of(network)
+    frozen = {name: p.detach().clone() for name, p in network.named_parameters() if name not in theta}
+    return State(theta, buffers | frozen)

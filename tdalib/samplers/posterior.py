@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import wraps
 from inspect import Signature, signature
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from tdalib import models
 from tdalib.data import Task
-from tdalib.networks import State, Theta, fingerprint, in_batches
+from tdalib.networks import State, Theta, fingerprint
 from tdalib.options import Count, Natural
 from tdalib.registry import Registry
 from tdalib.samplers.draw import Draw
@@ -47,10 +48,10 @@ def register(name: str, *, checkpoints: int = 5):
             start = Posterior(task, build, recipe, each, checkpoints, seed=seed, stack=stack, sampler=name)
             return function(start, **options).checked()
 
-        sampler.__name__, sampler.__qualname__ = function.__name__, function.__qualname__
-        sampler.__module__, sampler.__doc__ = function.__module__, function.__doc__ + COMMON
         own = [p for p in signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         shared = [p for p in signature(sampler).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        sampler = wraps(function)(sampler)
+        sampler.__doc__ = function.__doc__ + COMMON
         sampler.__signature__ = Signature([*shared, *own], return_annotation=Posterior)
         return SAMPLERS.register(name)(sampler)
 
@@ -172,27 +173,6 @@ class Posterior:
     def stacked(self) -> int:
         """Retrainings that are trained as one stack; 1: one by one. By default 1 on a CPU and GPU_STACK on a GPU."""
         return self.stack or (GPU_STACK if self.task.train.device.type == "cuda" else 1)
-
-    def embedded(self) -> "Posterior":
-        """The same posterior with the `frozen_beginning` of its network, if it names one, computed once.
-
-        The inputs of its task are then what that made of them.
-
-        Raises
-        ------
-        ValueError
-            The beginning has parameters that are trained.
-        """
-        network = self.build(self.task, self.members[0].init_seed).eval()
-        if self.kind == "finished" or not hasattr(network, "frozen_beginning"):  # checkpoints bring their own
-            return self
-        if network.frozen_beginning(self.task.train[:1].inputs).requires_grad:
-            raise ValueError("the model's frozen_beginning has parameters that are trained; freeze or rename it")
-        train, test = (
-            replace(points, inputs=in_batches(network.frozen_beginning, points))
-            for points in (self.task.train, self.task.test)
-        )
-        return replace(self, task=replace(self.task, train=train, test=test))
 
     def description(self) -> dict:
         """What its draws depend on beside its data and model, in plain values."""

@@ -7,11 +7,3 @@ from tdalib.stats.draws import by_member, uncoupled
 from tdalib.stats.pairs import extremes, per_pair, summary, trustworthy
 from tdalib.stats.sample_size import members_needed, power, smallest_snr, t_power
 from tdalib.stats.top_lists import proponents, top_k_stability
-
-__all__ = [
-    "by_member", "uncoupled",  # draws
-    "per_pair", "summary", "trustworthy", "extremes",  # pairs
-    "power", "t_power", "smallest_snr", "members_needed",  # how many members
-    "agreement", "noise_ceiling", "distances", "proponents", "top_k_stability",  # do methods, and members, agree
-    "variance_components", "convergence", "convergence_warning",  # sources of variance, and chains
-]  # fmt: skip

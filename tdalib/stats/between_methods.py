@@ -1,14 +1,15 @@
 """Do methods agree, with each other and with the ground truth: over pairs, and draw by draw."""
 
 import json
-import warnings
 
 import numpy as np
+import pandas as pd
 import scipy.special
 import scipy.stats
 import xarray as xr
 
 from tdalib.stats.draws import check_length, check_share, check_tau, in_blocks, member_draws
+from tdalib.stats.pairs import signal_to_noise, t_p
 from tdalib.stats.top_lists import in_top, proponents
 
 PAIRS = 10_000  # whose resamples are correlated
@@ -153,13 +154,12 @@ def distances(tau: xr.DataArray, truth: str = "loo") -> xr.Dataset:
         The truth is not among the methods, or there is nothing else.
     """
     check_tau(tau, "method")
-    others = [name for name in _names(tau, truth) if name != truth]
-    if not others:
+    if _names(tau, truth) == [truth]:
         raise ValueError(f"there is no method beside {truth!r} to compare with it")
     core = {"input_core_dims": [["sample"]], "output_core_dims": [["sample"]]}
     ordered = xr.apply_ufunc(np.sort, in_blocks(tau), **core, dask="parallelized", output_dtypes=[tau.dtype]).compute()
-    true = ordered.loc[{"method": truth}].drop_vars("method")
-    other = ordered.loc[{"method": others}]
+    true = ordered.sel({"method": truth}, drop=True)
+    other = ordered.drop_sel({"method": truth})
     other = other.where((true + other).notnull().all("sample"))  # a pair is whole or missing
     over = ["sample", "train", "test"]
     square = (other**2 * true.notnull()).sum(over)
@@ -185,8 +185,7 @@ def _distances(true: np.ndarray, other: np.ndarray) -> np.ndarray:
     above = np.cumsum(step, -1)[..., :-1]  # F − G between neighbours
     gap = np.diff(np.take_along_axis(pooled, order, -1))  # 0 where draws are equal
     energy = np.sqrt(2 * (above**2 * gap).sum(-1))
-    ks = np.where(gap > 0, abs(above), 0).max(-1)
-    ks = np.where(np.isnan(energy), np.nan, ks)
+    ks = (abs(above) * np.sign(gap)).max(-1)
     return np.stack([apart.mean(-1), w2, energy, ks], -1)
 
 
@@ -212,11 +211,9 @@ def _names(tau: xr.DataArray, truth: str) -> list[str]:
 def _correlations(x: np.ndarray) -> np.ndarray:
     """Of the methods' STATISTICS over pairs: (member, method, pair) → (statistic, kind, method, other)."""
     members, mean, std = len(x), x.mean(0), x.std(0, ddof=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        snr = np.where((mean == 0) & (std == 0), 0, abs(mean) / std)
-    p_t = 2 * scipy.special.stdtr(members - 1, -snr * np.sqrt(members))
+    snr = signal_to_noise(mean, std)
     found = []
-    for table in (mean, std, snr, p_t, 2 * scipy.special.ndtr(-snr)):  # (method, pair)
+    for table in (mean, std, snr, t_p(snr, members), 2 * scipy.special.ndtr(-snr)):  # (method, pair)
         values = table[:, np.isfinite(table).all(0)]
         ranks = scipy.stats.rankdata(values, axis=1)
         found.append([_correlation(values, values), _correlation(ranks, ranks)])
@@ -239,11 +236,9 @@ def _interval(found: np.ndarray, x: np.ndarray, resamples: int, level: float, st
     if pairs > PAIRS:
         x = x[..., np.sort(stream.choice(pairs, PAIRS, replace=False))]
     redrawn = [_correlations(x[stream.integers(members, size=members)]) for _ in range(resamples)]
-    z = _fisher(np.stack(redrawn))  # (resample, statistic, kind, method, other)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of methods that never vary
-        ends = np.nanquantile(z - np.nanmean(z, 0), [(1 - level) / 2, (1 + level) / 2], 0)
+    z = pd.DataFrame(_fisher(np.stack(redrawn)).reshape(resamples, -1))  # a column for each correlation
     tail = (1 + level) / 2
+    ends = (z - z.mean()).quantile([1 - tail, tail]).to_numpy().reshape(2, *found.shape)
     student, normal = scipy.stats.t.ppf(tail, members - 1), scipy.stats.norm.ppf(tail)
     wide = np.sqrt(members / (members - 1)) * student / normal  # means scatter more, and few members tell it badly
     return np.tanh(_fisher(found) + wide * ends)

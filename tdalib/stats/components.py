@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from tdalib.stats.draws import check_share
+from tdalib.stats.draws import check_share, with_methods
 
 RESAMPLES = 4000  # of a bootstrap
 TINY = np.finfo(float).tiny
@@ -55,7 +55,7 @@ def variance_components(tau: xr.DataArray, *, level: float = 0.9, seed: int = 0)
     sets = [s for size in range(1, len(factors) + 1) for s in combinations(range(len(factors)), size)]
     df = [prod(layout.shape[axis] - 1 for axis in s) for s in sets]
     sources, combine = _sources(sets, factors, layout.shape)  # (source and trend, mean square)
-    tau = tau if "method" in tau.dims else tau.expand_dims("method")
+    tau = with_methods(tau)
     tables = []
     for method in tau.method.values:
         draws = tau.loc[{"method": method}].transpose("sample", "train", "test").values.astype(np.float64)
@@ -64,7 +64,7 @@ def variance_components(tau: xr.DataArray, *, level: float = 0.9, seed: int = 0)
         mean_squares = np.stack([np.square(e).sum(0) / d for e, d in zip(effects, df, strict=True)])
         variances = combine @ mean_squares  # (source and trend, pair)
         by_pair, trend = variances[:-1], variances[-1]
-        redrawn = combine @ _redrawn(effects, df, np.random.default_rng(seed))  # (source and trend, resample)
+        redrawn = combine @ _redrawn(mean_squares, effects, df, np.random.default_rng(seed))  # (…, resample)
         low, high = np.quantile(redrawn[:-1], [(1 - level) / 2, (1 + level) / 2], axis=1).clip(0)
         variables = {
             "by_pair": (("source", "train", "test"), by_pair.reshape(-1, *draws.shape[1:])),
@@ -77,8 +77,8 @@ def variance_components(tau: xr.DataArray, *, level: float = 0.9, seed: int = 0)
     table = xr.concat(tables, tau.method).transpose("source", "train", "test", "method")
     total = table.variance.sum("source", skipna=False)
     table = table.assign(share=table.variance / total, trend=table.trend / total)
-    labels = {name: c for name, c in tau.coords.items() if c.dims in (("train",), ("test",))}
-    return table.assign_coords(labels).assign_attrs(units=tau.attrs.get("units", "{}"), level=level)
+    table = table.assign_coords(tau.isel(sample=0, drop=True).coords)
+    return table.assign_attrs(units=tau.attrs.get("units", "{}"), level=level)
 
 
 def _layout(tau: xr.DataArray) -> tuple[np.ndarray, list[str]]:
@@ -89,15 +89,13 @@ def _layout(tau: xr.DataArray) -> tuple[np.ndarray, list[str]]:
         raise ValueError("variance components need at least 2 members")
     if keys["member"].value_counts().nunique() > 1:
         raise ValueError("variance components need the same number of draws of each member")
-    seeds = ["init_seed", "batch_seed"]
-    inits, orders = members[seeds].nunique()
-    full = inits * orders == len(members) == len(members.drop_duplicates(seeds))
-    if full and min(inits, orders) > 1:
-        by, factors, shape = seeds, ["init", "batch"], (inits, orders)
-    else:
-        by, factors, shape = ["member"], ["member"], (len(members),)
+    by = ["init_seed", "batch_seed"]
+    inits, orders = members[by].nunique()
+    if min(inits, orders) == 1 or inits * orders != len(members) or members.duplicated(by).any():
+        by = ["member"]  # for want of a full grid
+    factors = [name.removesuffix("_seed") for name in by]
     order = keys.sort_values([*by, "checkpoint"], kind="stable").index.to_numpy()
-    grid = order.reshape(*shape, -1)  # draws of a member last
+    grid = order.reshape(*members[by].nunique(), -1)  # draws of a member last
     return (grid, [*factors, "checkpoint"]) if grid.shape[-1] > 1 else (grid[..., 0], factors)
 
 
@@ -131,14 +129,10 @@ def _sources(sets: list[tuple[int, ...]], factors: list[str], shape: tuple[int, 
     return [*sources, "checkpoint"], np.stack([*rows, checkpoint, trend])
 
 
-def _redrawn(effects: list[np.ndarray], df: list[int], stream: np.random.Generator) -> np.ndarray:
+def _redrawn(mean_squares: np.ndarray, effects: list[np.ndarray], df: list[int], stream: np.random.Generator):
     """What the mean squares, averaged over pairs, may have been drawn around, (mean square, RESAMPLES)."""
-    redrawn = []
-    for e, d in zip(effects, df, strict=True):
-        mean_square = np.square(e).sum(0).mean() / d
-        freedom = _freedom(e, d)
-        redrawn.append(mean_square * freedom / stream.chisquare(freedom, RESAMPLES))
-    return np.stack(redrawn)
+    freedom = np.array([[_freedom(e, d)] for e, d in zip(effects, df, strict=True)])  # (mean square, 1)
+    return mean_squares.mean(1, keepdims=True) * freedom / stream.chisquare(freedom, (len(df), RESAMPLES))
 
 
 def _freedom(effects: np.ndarray, df: int) -> float:

@@ -49,9 +49,8 @@ def uncoupled(result: xr.Dataset) -> xr.DataArray:
     first, second = members[:-1:2], members[1::2]  # an odd last one is left out
     loss = result["loss"].isel(sample=np.isin(result.member.values, first))
     without = result["loss_without"].isel(sample=np.isin(result.member.values, second))
-    without = without.drop_vars([name for name, c in without.coords.items() if "sample" in c.dims])
-    with xr.set_options(arithmetic_join="exact"):
-        tau = (without - loss).expand_dims(method=["loo"]).transpose("sample", "train", "test", "method")
+    tau = without.assign_coords(loss.coords) - loss
+    tau = tau.expand_dims(method=["loo"]).transpose("sample", "train", "test", "method")
     return tau.rename("tau").assign_attrs(units=json.dumps({"loo": result["loss"].attrs.get("units", "")}))
 
 
@@ -64,13 +63,18 @@ def member_draws(tau: xr.DataArray, at_least: int = 1) -> xr.DataArray:
         It is no τ, there are fewer members, or no pair is finished.
     """
     check_tau(tau)
-    draws = by_member(tau if "method" in tau.dims else tau.expand_dims("method"))
+    draws = by_member(with_methods(tau))
     if draws.sizes["member"] < at_least:
         raise ValueError(f"at least {at_least} members are needed, not {draws.sizes['member']}")
     draws = draws.transpose("member", "train", "test", "method").astype(np.float64).compute()
     if draws.isnull().any("member").all():
         raise ValueError("τ is NaN somewhere in every pair: the run is not finished")
     return draws
+
+
+def with_methods(labelled):
+    """A τ, or a table of it, in which one method alone keeps its dimension."""
+    return labelled if "method" in labelled.dims else labelled.expand_dims("method")
 
 
 def check_tau(tau: xr.DataArray, coordinate: str = "member") -> None:

@@ -1,20 +1,20 @@
 """What a distribution of τ says about each train-test pair: labelled tables, and which pairs to trust."""
 
-import warnings
 from itertools import product
 
 import numpy as np
 import pandas as pd
+import scipy.special
 import scipy.stats
 import xarray as xr
 from threadpoolctl import threadpool_limits
 
-from tdalib.stats.draws import check_share, check_tau, in_blocks
+from tdalib.stats.draws import check_share, check_tau, in_blocks, with_methods
 
 RESAMPLES = 1000  # of the bootstrap of a pair
 EXACT = 12  # members up to which all sign flips are counted
 BLOCK = 500  # pairs whose resamples are held at a time
-STATISTICS = ("mean", "std", "low", "high", "same_sign", "p_t", "p_flip")
+STATISTICS = ["mean", "std", "low", "high", "p_flip", "same_sign"]
 
 
 def per_pair(tau: xr.DataArray, *, level: float = 0.95, seed: int = 0) -> xr.Dataset:
@@ -72,18 +72,19 @@ def per_pair(tau: xr.DataArray, *, level: float = 0.95, seed: int = 0) -> xr.Dat
     )  # fmt: skip
     with threadpool_limits(1, "blas"):  # dask's threads are enough: BLAS's would wait for each other
         table = table.compute()
-    table = table.assign_coords(statistic=list(STATISTICS)).to_dataset("statistic")
-    never = (table["mean"] == 0) & (table["std"] == 0)
-    snr = (abs(table["mean"]) / table["std"]).where(~never, 0)
+    table = table.assign_coords(statistic=STATISTICS).to_dataset("statistic")
+    snr = xr.apply_ufunc(signal_to_noise, table["mean"], table["std"])
+    p_t = t_p(snr, len(members))
+    over = [d for d in p_t.dims if d != "method"]
+    q = xr.apply_ufunc(q_value, p_t, input_core_dims=[over], output_core_dims=[over], vectorize=True)
     table = table.assign(
-        p_t=table.p_t.where(~never, 1),
+        same_sign=table.same_sign.where(table["mean"].notnull()),
         snr=snr,
         noise_dominated=(table["std"] > abs(table["mean"])).where(table["std"].notnull()),
-        p_noise=2 * xr.apply_ufunc(scipy.stats.norm.sf, snr),
+        p_t=p_t,
+        q=q.transpose(*p_t.dims),
+        p_noise=2 * scipy.special.ndtr(-snr),
     )
-    over = [d for d in table.p_t.dims if d != "method"]
-    q = xr.apply_ufunc(q_value, table.p_t, input_core_dims=[over], output_core_dims=[over], vectorize=True)
-    table["q"] = q.transpose(*table.p_t.dims)
     return table.assign_attrs(units=tau.attrs.get("units", "{}"), members=len(members), level=level)
 
 
@@ -94,18 +95,18 @@ def summary(table: xr.Dataset) -> pd.DataFrame:
     0.05 of pure noise), the share with q ≤ 0.05, and the mean p_noise. Pairs that are NaN are left out and not counted
     in `pairs`.
     """
-    table = table if "method" in table.dims else table.expand_dims("method")
+    table = with_methods(table).reset_coords(drop=True)
     over = ("train", "test")
     columns = {
         "pairs": table.p_t.notnull().sum(over),
-        "members": xr.full_like(table.method, table.attrs["members"], dtype=int),
+        "members": table.attrs["members"],
         "std > |mean|": table.noise_dominated.mean(over),
         "mean p (t)": table.p_t.mean(over),
         "share p (t) < 0.05": (table.p_t < 0.05).where(table.p_t.notnull()).mean(over),
         "share q ≤ 0.05": (table.q <= 0.05).where(table.q.notnull()).mean(over),
         "mean p_noise": table.p_noise.mean(over),
     }
-    return pd.DataFrame({name: column.to_series() for name, column in columns.items()}).loc[table.method.values]
+    return xr.Dataset(columns).to_dataframe()
 
 
 def trustworthy(tau: xr.DataArray | xr.Dataset, fdr: float = 0.05) -> pd.DataFrame:
@@ -132,16 +133,13 @@ def trustworthy(tau: xr.DataArray | xr.Dataset, fdr: float = 0.05) -> pd.DataFra
         An impossible `fdr`.
     """
     check_share("fdr", fdr)
-    table = tau if isinstance(tau, xr.Dataset) else per_pair(tau)
-    table = table if "method" in table.dims else table.expand_dims("method")
+    table = with_methods(tau if isinstance(tau, xr.Dataset) else per_pair(tau))
     labels = [name for name, c in table.coords.items() if c.dims in (("train",), ("test",)) and name not in c.dims]
     columns = ["mean", "low", "high", "snr", "same_sign", "p_t", "q", "noise_dominated"]
     small = table.q.transpose("method", "train", "test").values <= fdr
     method, train, test = (xr.DataArray(at, dims="pair") for at in np.nonzero(small))  # positions
-    picked = table[columns].isel(method=method, train=train, test=test)  # (pair,)
-    frame = pd.DataFrame({"method": picked.method.values, "train": train.values, "test": test.values})
-    frame = frame.assign(**{name: picked[name].values for name in [*labels, *columns]})
-    frame = frame.astype({"noise_dominated": bool})
+    picked = table.isel(method=method, train=train, test=test).assign(train=train, test=test)  # (pair,)
+    frame = picked.to_dataframe()[["method", "train", "test", *labels, *columns]].astype({"noise_dominated": bool})
     order = np.lexsort((-frame["snr"], method))  # by method, the clearest first
     return frame.iloc[order].reset_index(drop=True)
 
@@ -157,13 +155,14 @@ def extremes(table: xr.Dataset, method: str, count: int = 3) -> pd.DataFrame:
         one unusual point does not fill the list; pairs whose τ is always 0 are left out.
     """
     pairs = table.sel({"method": method}).drop_vars(table.coords, errors="ignore").to_dataframe().reset_index()
-    always_zero = (pairs["mean"] == 0) & (pairs["std"] == 0)
-    pairs = pairs[pairs["snr"].notna() & ~always_zero].sort_values("snr", ascending=False, kind="stable")
+    pairs = pairs[pairs["snr"].notna() & pairs[["mean", "std"]].any(axis=1)]  # not those whose τ is always 0
+    pairs = pairs.sort_values("snr", ascending=False, kind="stable")
     ends = {"most": _distinct(pairs, count), "least": _distinct(pairs[::-1], count)[::-1]}
     return pd.concat([rows.assign(trust=end) for end, rows in ends.items()], ignore_index=True)
 
 
 def _distinct(pairs: pd.DataFrame, count: int) -> pd.DataFrame:
+    """The first `count` pairs of which no two have a point in common."""
     chosen = []
     for row in pairs.itertuples():
         if all(row.train != c.train and row.test != c.test for c in chosen):
@@ -184,35 +183,29 @@ def _resampling(members: int, stream: np.random.Generator) -> tuple[np.ndarray, 
         flips = stream.choice([-1.0, 1.0], (members, 2 ** (EXACT - 1)))
         flips[:, 0] = 1
     counts = stream.multinomial(members, np.full(members, 1 / members), RESAMPLES)  # (resample, member)
-    return flips, counts.T / members
+    return flips, (counts.T / members).astype(np.float32)
 
 
 def _statistics(draws: np.ndarray, average, flips, weights, level: float) -> np.ndarray:
     """The STATISTICS of each pair, (…, sample) → (…, statistic)."""
-    x = draws @ average  # (…, member)
-    mean = x.mean(-1)
-    same_sign = (np.sign(draws) == np.sign(mean)[..., None]).mean(-1)
-    if x.shape[-1] == 1:
-        nan = np.full_like(mean, np.nan)
-        return np.stack([mean, nan, nan, nan, same_sign, nan, nan], -1)
-    std = x.std(-1, ddof=1)
-    pairs = np.sort(x, -1).reshape(-1, x.shape[-1])  # the order of members does not matter
-    blocks = [_resampled(pairs[k : k + BLOCK], flips, weights, level) for k in range(0, len(pairs), BLOCK)]
-    low, high, p_flip = np.concatenate(blocks, 1).reshape(3, *mean.shape)
-    same_sign = np.where(np.isnan(mean), np.nan, same_sign)
-    p_flip = np.where(np.isnan(mean), np.nan, p_flip)
-    return np.stack([mean, std, mean + low * std, mean + high * std, same_sign, t_p(x), p_flip], -1)
+    x = np.sort(draws @ average)  # (…, member), sorted since the order of members does not matter
+    same_sign = (np.sign(draws) == np.sign(x.mean(-1, keepdims=True))).mean(-1, keepdims=True)
+    pairs = x.reshape(-1, x.shape[-1])
+    blocks = [_over_members(pairs[k : k + BLOCK], flips, weights, level) for k in range(0, len(pairs), BLOCK)]
+    found = np.concatenate(blocks).reshape(*x.shape[:-1], -1)
+    return np.concatenate([found, same_sign], -1)
 
 
-def _resampled(x: np.ndarray, flips, weights, level: float) -> np.ndarray:
-    """Ends of the interval in standard deviations from the mean, and the sign-flip p: (pair, member) → (3, pair)."""
-    sums = abs(x @ flips)  # (pair, flip)
-    seen = sums[:, :1]  # no sign flipped
-    p_flip = (sums >= seen * (1 - 1e-12)).mean(1)
-    mean, std = x.mean(1, keepdims=True), x.std(1, ddof=1, keepdims=True)
+def _over_members(x: np.ndarray, flips, weights, level: float) -> np.ndarray:
+    """The STATISTICS but the last, (pair, member) → (pair, statistic)."""
+    members = x.shape[1]
+    mean = x.mean(1, keepdims=True)
+    std = x.std(1, ddof=1, keepdims=True) if members > 1 else np.full_like(mean, np.nan)
+    sums = abs(x @ flips)  # (pair, flip), of which the first flips no sign
+    p_flip = (sums >= sums[:, :1] * (1 - 1e-12)).mean(1, keepdims=True)
+    p_flip = np.where(np.isnan(std), np.nan, p_flip)
     varies = std > 1e-12 * abs(mean)  # more than by rounding
-    z = np.where(varies, (x - mean) / np.where(varies, std, 1), 0).astype(np.float32)  # (pair, member)
-    weights = weights.astype(np.float32)
+    z = np.divide(x - mean, std, out=np.zeros_like(x), where=varies).astype(np.float32)  # (pair, member)
     shift = z @ weights  # means of the resamples, (pair, resample)
     variance = np.square(z) @ weights - np.square(shift)
     spread = np.sqrt(np.where(variance > 1e-6, variance, 0))  # 0 where but for rounding all are the same
@@ -220,22 +213,24 @@ def _resampled(x: np.ndarray, flips, weights, level: float) -> np.ndarray:
         t = np.where(shift == 0, 0, shift / spread)
     t.sort(axis=1)
     cut = round(RESAMPLES * (1 - level) / 2)  # resamples beyond either end
-    unbiased = np.sqrt(1 - 1 / x.shape[1])  # `spread` divides by n, `std` by n − 1
-    low = -t[:, -1 - cut].astype(float) * unbiased  # a resample too high speaks for a mean that is lower
-    high = -t[:, cut].astype(float) * unbiased
-    return np.stack([low, high, p_flip])
+    unbiased = np.sqrt(1 - 1 / members)  # `spread` divides by n, `std` by n − 1
+    ends = -t[:, [-1 - cut, cut]] * unbiased  # a resample too high speaks for a mean that is lower
+    return np.concatenate([mean, std, mean + ends * std, p_flip], 1)
 
 
-def t_p(x: np.ndarray) -> np.ndarray:
-    """Two-sided Student t over the last axis."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of pairs that never vary
-        return scipy.stats.ttest_1samp(x, 0.0, axis=-1).pvalue
+def signal_to_noise(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """|mean| / std; 0 where both are 0, as every τ is then."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where((mean == 0) & (std == 0), 0, abs(mean) / std)
+
+
+def t_p(snr, members: int):
+    """Two-sided Student t of H0: E[τ] = 0, from |mean| / std over so many members."""
+    return 2 * scipy.special.stdtr(members - 1, -snr * np.sqrt(members))
 
 
 def q_value(p: np.ndarray) -> np.ndarray:
     """Benjamini–Hochberg over the pairs that are not missing."""
     q, there = p.copy(), ~np.isnan(p)
-    if there.any():
-        q[there] = scipy.stats.false_discovery_control(p[there])
+    q[there] = scipy.stats.false_discovery_control(p[there])
     return q

@@ -8,7 +8,7 @@ import xarray as xr
 from scipy.optimize import elementwise
 
 from tdalib.stats.draws import check_share, member_draws
-from tdalib.stats.pairs import q_value, t_p
+from tdalib.stats.pairs import q_value, signal_to_noise, t_p
 
 MOST = 1000  # members; whoever needs more is told infinity
 SUBSETS = 6  # of the members, for each count
@@ -93,8 +93,7 @@ def power(tau: xr.DataArray, members=None, *, fdr: float = 0.05, target: float =
         whole = whole[np.argsort(whole.mean(1))]  # so that subsets do not depend on the order of the members
         stream = np.random.default_rng(seed)
         found.append([_found(whole, k, fdr, stream) if k <= pilot else np.nan for k in counts])
-        with np.errstate(divide="ignore", invalid="ignore"):
-            snr = np.where((x == 0).all(0), 0, abs(x.mean(0)) / x.std(0, ddof=1))  # (pair,)
+        snr = signal_to_noise(x.mean(0), x.std(0, ddof=1))  # (pair,)
         weights, certain = _mixture(snr[~np.isnan(snr)], pilot)
         predicted.append([_predicted(weights, certain, k, fdr) for k in counts])
         unbiased = snr**2 * (pilot - 3) / (pilot - 1) - 1 / pilot  # SNR²
@@ -105,7 +104,7 @@ def power(tau: xr.DataArray, members=None, *, fdr: float = 0.05, target: float =
             "predicted": (("method", "members"), predicted),
             "needed": (("method", "train", "test"), needed),
         },
-        {"members": counts, **{name: c for name, c in draws.coords.items() if "member" not in c.dims}},
+        {"members": counts, **draws.isel(member=0, drop=True).coords},
         {"pilot": pilot, "fdr": fdr, "target": target},
     )
     return table.transpose("members", "train", "test", "method")
@@ -131,7 +130,8 @@ def _found(x: np.ndarray, count: int, fdr: float, stream: np.random.Generator) -
     """Share of the pairs that `count` of the members find, (member, pair), averaged over subsets of the members."""
     tries = SUBSETS if count < len(x) else 1
     subsets = {tuple(np.sort(stream.permutation(len(x))[:count])) for _ in range(tries)}
-    tables = [np.nan_to_num(t_p(x[list(subset)].T), nan=1.0) for subset in sorted(subsets)]  # NaN where all τ are 0
+    redrawn = (x[list(subset)] for subset in sorted(subsets))  # one at a time
+    tables = [t_p(signal_to_noise(y.mean(0), y.std(0, ddof=1)), count) for y in redrawn]
     return float(np.mean([(q_value(p) <= fdr).mean() for p in tables]))
 
 

@@ -17,8 +17,8 @@ def proponents(tau: xr.DataArray, count: int = 5) -> xr.DataArray:
     axis = tau.get_axis_num("train")
     order = np.argsort(-tau.values, axis=axis, kind="stable")
     best = order.take(range(min(count, tau.sizes["train"])), axis=axis)
-    kept = {name: c for name, c in tau.coords.items() if "train" not in c.dims}
-    return xr.DataArray(best, kept, ["rank" if d == "train" else d for d in tau.dims])
+    labels = tau.isel(train=0, drop=True).coords
+    return xr.DataArray(best, labels, ["rank" if d == "train" else d for d in tau.dims])
 
 
 def top_k_stability(tau: xr.DataArray, k: int = 5) -> xr.Dataset:
@@ -61,8 +61,7 @@ def top_k_stability(tau: xr.DataArray, k: int = 5) -> xr.Dataset:
     weights[-1] += PERSISTENCE**k
     values = {"overlap": agreed[-1], "jaccard": shared / (2 * k - shared), "rbo": np.stack(agreed, -1) @ weights}
     complete = draws.notnull().all(("member", "train"))  # (test, method)
-    labels = {name: c for name, c in draws.coords.items() if c.dims in (("test",), ("method",))}
-    table = xr.Dataset({name: (("test", "method"), v.mean(-1)) for name, v in values.items()}, labels).where(complete)
+    table = xr.Dataset({name: (complete.dims, v.mean(-1)) for name, v in values.items()}).where(complete)
     common = np.arange(k + 1)
     jaccard = scipy.stats.hypergeom(points, k, k).pmf(common) @ (common / (2 * k - common))
     chance = {"overlap": k / points, "jaccard": jaccard, "rbo": weights @ depths / points}

@@ -1,25 +1,76 @@
-"""Laplace: a Gaussian at a trained mode, from the curvature there."""
+"""SWAG and Laplace: a Gaussian around a trained mode, from the last epochs of the training or from the curvature."""
 
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
+from torch.nn.utils import vector_to_parameters
 from torch.utils.data import DataLoader, TensorDataset
 
 from tdalib.data import Task
-from tdalib.networks import Theta, trainable
-from tdalib.options import NonNegative
+from tdalib.networks import Theta, state_of, trainable
+from tdalib.options import Count, NonNegative
 from tdalib.samplers.draw import Draw
-from tdalib.samplers.ensemble import modes
-from tdalib.samplers.posterior import NOISE, Member, Posterior, derive_seed, register
+from tdalib.samplers.ensemble import modes, train_member
+from tdalib.samplers.posterior import NOISE, Member, Posterior, derive_seed, register, standard_normals
 
 FIT_BATCH = {"full": 32, "kron": 32, "diag": 4}  # points; the Jacobians that "diag" forms stay in the cache
 
 MOST = 20_000  # weights for which the full matrix is made, 1.6 GB in float32
+
+
+@register("swag")
+def swag(posterior: Posterior, *, collect: Annotated[Count, Field(ge=2)] = 10) -> Posterior:
+    """SWAG: θ ~ N(θ̄, ½ Σ_diag + ½ D Dᵀ / (K − 1)), from θ after each of the last K epochs of a member's training.
+
+    θ̄ is their mean, Σ_diag their variances, and the columns of D are their deviations from θ̄: all of them, so the low
+    rank is K − 1. Maddox et al. collect along SGD at a constant rate and take deviations from the running mean; here
+    the training is the recipe's, and the mean is the final one.
+
+    Parameters
+    ----------
+    collect : int
+        K, at least 2.
+
+    Under other weights the member is trained again, and the Gaussian's draws have the same standard normals.
+
+    Source: Maddox et al. 2019, arXiv:1902.02476, equation 1 and algorithm 1.
+    """
+    epochs = posterior.recipe.epochs
+    if collect > epochs:
+        raise ValueError(f"collect: {collect} is not possible; it must be from 2 to the {epochs} epochs")
+    return replace(posterior, sample=run_swag, options={"collect": collect}, kind="independent")
+
+
+def run_swag(posterior: Posterior, member: Member, weights: Tensor, *, collect) -> Iterator[list[Draw]]:
+    """One member: a training and draws from the Gaussian fitted to its end, once for each row of `weights`."""
+    kept = min(collect, posterior.recipe.epochs)  # a trial run has fewer epochs
+    for draws in train_member(replace(posterior, checkpoints=kept, kind="epochs"), member, weights):
+        stream = torch.Generator().manual_seed(derive_seed(member.batch_seed, 0, NOISE))
+        thetas = gaussian([draw.theta for draw in draws], posterior.checkpoints, stream)
+        yield posterior.around(draws[-1], thetas)
+
+
+def gaussian(trajectory: list[Theta], count: int, stream: torch.Generator) -> Iterator[Theta]:
+    """`count` draws from the SWAG Gaussian of a trajectory: θ̄ + √½ σ z₁ + D z₂ / √(2 (K − 1)), (P,) each."""
+    mean, deviations, spread = {}, {}, {}
+    for name in trajectory[0]:
+        values = torch.stack([theta[name] for theta in trajectory])  # (K, ...)
+        mean[name] = values.mean(0)
+        deviations[name] = values - mean[name]
+        spread[name] = deviations[name].square().mean(0).sqrt()
+    rank = max(1, len(trajectory) - 1)
+    for _ in range(count):
+        z1 = standard_normals(mean, stream)
+        z2 = torch.empty(len(trajectory), dtype=values.dtype).normal_(generator=stream).to(values.device)  # (K,)
+        diagonal = {name: spread[name] * z1[name] / 2**0.5 for name in mean}
+        low_rank = {name: torch.tensordot(z2, deviations[name], 1) / (2 * rank) ** 0.5 for name in mean}
+        yield {name: centre + diagonal[name] + low_rank[name] for name, centre in mean.items()}
 
 
 @register("laplace")
@@ -82,15 +133,19 @@ def run_laplace(
             raise ValueError("laplace: a point is in the data or not; its weight must be 0 or 1")
         left = weight.nonzero()[:, 0]
         counted = len(left) if posterior.renormalise else len(weight)  # n H is that of so many points
-        fitted, names = _fit(mode, task, left, counted, subset, structure)
+        fitted, network, covered = _fit(mode, task, left, counted, subset, structure)
         stream = torch.Generator(task.train.device).manual_seed(derive_seed(member.batch_seed, 0, NOISE))
         drawn = fitted.sample(posterior.checkpoints, stream)
         samples = fitted.mean + (temperature * counted / len(weight)) ** 0.5 * (drawn - fitted.mean)
-        yield posterior.around(mode, (mode.theta | _named(sample, names, mode.theta) for sample in samples))
+        thetas = []
+        for sample in samples:
+            vector_to_parameters(sample, covered)
+            thetas.append(state_of(network).theta)
+        yield posterior.around(mode, thetas)
 
 
 def _fit(mode: Draw, task: Task, left: Tensor, counted: int, subset: str, structure: str):
-    """laplace-torch's posterior at the mode given the points left, and the names of the weights it covers."""
+    """laplace-torch's posterior at the mode given the points left, a network, and its weights that are covered."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own torch.jit
         from laplace import Laplace  # takes seconds
@@ -98,13 +153,8 @@ def _fit(mode: Draw, task: Task, left: Tensor, counted: int, subset: str, struct
     count = sum(p.numel() for p in mode.theta.values())
     if (subset, structure) == ("all", "full") and count > MOST:
         raise ValueError(f"laplace: structure 'full' is not possible for all {count:,} weights; choose kron or diag")
-    fitted = Laplace(
-        network,
-        task.objective.likelihood,
-        subset_of_weights=subset,
-        hessian_structure=structure,
-        prior_precision=float(counted * mode.recipe.weight_decay),
-    )
+    prior = float(counted * mode.recipe.weight_decay)
+    fitted = Laplace(network, task.objective.likelihood, subset, structure, prior_precision=prior)
     points = task.train[left]
     if isinstance(points.inputs, dict):
         raise ValueError("sampler 'laplace': laplace-torch takes inputs of one tensor, not a dict of them")
@@ -113,12 +163,5 @@ def _fit(mode: Draw, task: Task, left: Tensor, counted: int, subset: str, struct
         warnings.simplefilter("ignore", FutureWarning)
         fitted.fit(DataLoader(given, FIT_BATCH[structure], generator=torch.Generator()))  # else the global one moves
     if subset == "all":
-        return fitted, list(trainable(network))
-    last = fitted.model.last_layer
-    (prefix,) = (name for name, module in fitted.model.model.named_modules() if module is last)
-    return fitted, [f"{prefix}.{name}" for name, _ in last.named_parameters()]
-
-
-def _named(vector: Tensor, names: list[str], theta: Theta) -> Theta:
-    parts = vector.split([theta[name].numel() for name in names])
-    return {name: part.view_as(theta[name]) for name, part in zip(names, parts, strict=True)}
+        return fitted, network, list(trainable(network).values())
+    return fitted, fitted.model.model, list(fitted.model.last_layer.parameters())  # of a copy

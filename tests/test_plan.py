@@ -10,8 +10,8 @@ import psutil
 import pytest
 import torch
 
-from tdalib import Experiment, Recipe, attribute, attributors, deep_ensemble, experiment, stopwatch, units, workers
-from tdalib.stopwatch import Cost
+from tdalib import Experiment, Recipe, attribute, attributors, deep_ensemble, experiment, units
+from tdalib.units import Cost
 
 MEMBERS, CHECKPOINTS, POINTS, BLOCK = 3, 2, 90, 25
 DRAWING, RETRAINING, ESTIMATE = 6.0, 3.0, 0.5  # seconds that one call takes
@@ -28,16 +28,16 @@ def known(monkeypatch):
     laws = {"posterior": lambda n: DRAWING, "retraining": lambda n: RETRAINING, "estimate": lambda n: ESTIMATE}
     laws["asked"] = []
 
-    def timed(call, on_gpu):
-        value = call()
+    def timed(call, *arguments):
+        value = call(*arguments)
         if isinstance(value, dict):  # member → τ
             kind, n = "estimate", next(iter(value.values())).shape[1]
-        elif isinstance(value, tuple):  # losses, and what to compare with
+        elif len(value) == 2:  # losses, and what to compare with
             kind, n = "retraining", value[0].shape[1]
         else:
             kind, n = "posterior", 0
         laws["asked"].append((kind, n))
-        return Cost(laws[kind](n), 0.1)
+        return value, Cost(laws[kind](n), 0.1)
 
     monkeypatch.setattr(units, "timed", timed)
     return laws
@@ -110,18 +110,14 @@ def test_what_is_half_done_costs_the_rest(known, seconds, blobs, tmp_path):
     assert table["gd"] == pytest.approx(ESTIMATE * CHECKPOINTS * 1 / blocks / 2)
 
 
-def test_memory_is_the_peak_meanwhile():
-    def run():
-        held = np.ones(400 * 125_000)
-        sleep(0.1)
-        return held
-
-    workers.free_memory()  # what is free is given back before the call
-    before = psutil.Process().memory_info().rss / 1e9
-    seconds, memory = stopwatch.timed(run, on_gpu=False)
-    assert memory - before == pytest.approx(0.4, abs=0.05)
+def test_memory_is_the_most_that_was_held_until_then():
+    _, (_, peak) = units.timed(sleep, 0.1)
+    size = peak + 0.4  # GB; more than all that was held before
+    held = psutil.Process().memory_info().rss / 1e9
+    _, (_, memory) = units.timed(lambda: np.ones(int(size * 1e9 / 8)).sum())
+    _, (seconds, after) = units.timed(sleep, 0.1)
+    assert memory == pytest.approx(held + size, abs=0.1) and after == memory
     assert 0.1 < seconds < 10
-    assert Cost(2.0, 0.5).times(3) == (6.0, 0.5)  # one after another they take no more memory
 
 
 def test_table(posterior, tmp_path):
