@@ -4,29 +4,15 @@ Flow: `data` → `samplers` → `attribute` → `store` → `stats` → `plots`.
 `import tdalib` is quick and figures cost nothing until one is drawn.
 """
 
+from pkgutil import iter_modules
+
 import lazy_loader
 
 __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=[
-        "data",
-        "objectives",
-        "models",
-        "training",
-        "samplers",
-        "attributors",
-        "removals",
-        "result",
-        "units",
-        "experiment",
-        "store",
-        "workers",
-        "stats",
-        "plots",
-        "params",
-    ],
+    submodules=[module.name for module in iter_modules(__path__)],
     submod_attrs={
         "experiment": ["Experiment", "attribute"],
         "params": ["Params"],

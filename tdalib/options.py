@@ -2,11 +2,12 @@
 
 import inspect
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import wraps
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
 
 
 def _number(value):
@@ -22,12 +23,15 @@ Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)] 
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 
+OPTIONS = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 ARGUMENTS = ("recipe", "removed")  # what the library itself hands to a function; all else with a default is an option
 
 
-def sentence(error: dict, keys=()) -> str:
-    """One of pydantic's errors in a line that names the key and what is allowed."""
-    key = ".".join(map(str, error["loc"]))
+def sentence(error: dict, keys, owner: str = "") -> str:
+    """One of pydantic's errors in a line that names the key, of the owner's `keys`, and what is allowed."""
+    key = ".".join(map(str, (owner, *error["loc"]) if owner else error["loc"]))
+    if error["type"] == "extra_forbidden" and owner:
+        return f"{owner} has no option {error['loc'][0]!r}; it has {', '.join(keys) or 'none'}"
     if error["type"] == "extra_forbidden":
         return f"unknown key {key!r}; allowed are {', '.join(keys)}"
     if error["type"] == "value_error":
@@ -53,19 +57,11 @@ def check(owner: str, types: dict[str, Any], given: dict) -> dict:
     ValueError
         One line that names the owner, the option and what is allowed.
     """
-    checked = {}
-    for key, value in given.items():
-        if key not in types:
-            raise ValueError(f"{owner} has no option {key!r}; it has {', '.join(types) or 'none'}")
-        try:
-            checked[key] = _adapter(types[key]).validate_python(value)
-        except ValidationError as error:
-            first = error.errors()[0]
-            said = sentence(first | {"loc": (key,)})
-            raise ValueError(f"{owner}.{said}" if owner else said) from None
-        if isinstance(value, bool) and not isinstance(checked[key], bool):
-            raise ValueError(f"{owner}.{key}: {value} is not possible; it must be a number")
-    return checked
+    wanted = with_config(OPTIONS)(TypedDict("Options", types, total=False))
+    try:
+        return TypeAdapter(wanted).validate_python(given)
+    except ValidationError as error:
+        raise ValueError(sentence(error.errors()[0], types, owner)) from None
 
 
 def checked(function: Callable, owner: str | None = None) -> Callable:
@@ -87,8 +83,3 @@ def check_fields(instance) -> None:
     """Check the annotated fields of a frozen dataclass, and set them as their types want them."""
     for key, value in check("", type(instance).__annotations__, vars(instance)).items():
         object.__setattr__(instance, key, value)
-
-
-@cache
-def _adapter(wanted) -> TypeAdapter:
-    return TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True))

@@ -94,13 +94,11 @@ def check(path: Path, empty: xr.Dataset) -> None:
         if before.get(key) != params.get(key):
             was, now = before.get(key), params.get(key)
             raise ValueError(f"store {path} was made with {key}: {was}, not {now}; choose another store")
-    removed = is_done(path, "removed", (0, 0)) and xr.open_zarr(path)["removed"].values
-    if removed is not False and not np.array_equal(removed, empty["removed"].values):
+    if is_done(path, "removed", (0, 0)) and not np.array_equal(xr.open_zarr(path)["removed"], empty["removed"]):
         raise ValueError(f"store {path} was made with other removals; choose another store")
-    if empty.attrs["data_sha256"] != made["data_sha256"]:
-        raise ValueError(f"store {path} was made with other points or targets; choose another store")
-    if empty.attrs["model_sha256"] != made["model_sha256"]:
-        raise ValueError(f"store {path} was made with another model or backbone; choose another store")
+    for fact, other in {"data_sha256": "other points or targets", "model_sha256": "another model or backbone"}.items():
+        if empty.attrs[fact] != made[fact]:
+            raise ValueError(f"store {path} was made with {other}; choose another store")
 
 
 def open_result(path) -> xr.Dataset:
