@@ -72,9 +72,8 @@ def checked(function: Callable, owner: str | None = None) -> Callable:
 
     @wraps(function)
     def called(*arguments, **given):
-        beside = {key for key in given if key not in types and (free or key in parameters)}
-        options = check(owner, types, {key: value for key, value in given.items() if key not in beside})
-        return function(*arguments, **options, **{key: given[key] for key in beside})
+        beside = {key: given.pop(key) for key in [*given] if key not in types and (free or key in parameters)}
+        return function(*arguments, **beside, **check(owner, types, given))
 
     return called
 

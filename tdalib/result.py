@@ -40,12 +40,13 @@ def template(posterior: Posterior, removals: Removals, methods: dict[str, Method
     removals are sets, `removed` (train, point) says which points each leaves out, and `size` (train) how many.
     """
     task, kept, unit = posterior.task, posterior.checkpoints, posterior.task.objective.unit
-    sizes = {
-        "sample": len(posterior.members) * kept,
-        "train": len(removals),
-        "test": len(task.test),
-        "method": len(methods),
+    coords = {
+        **provenance(posterior),
+        **_labels("train", removals.labels),
+        **_labels("test", task.test.labels),
+        "method": ("method", np.array(list(methods), dtype=object)),
     }
+    sizes = {"train": len(removals), **xr.Dataset(coords=coords).sizes}
     chunk = {"sample": kept, "train": min(TRAIN_BLOCK, sizes["train"]), "test": sizes["test"], "method": 1}
 
     def empty(name, **attrs):
@@ -60,12 +61,6 @@ def template(posterior: Posterior, removals: Removals, methods: dict[str, Method
     if any(method.retrains for method in methods.values()):
         without = "test loss at θ without the train point"
         variables["loss_without"] = empty("loss_without", long_name=without, units=unit)
-    coords = {
-        **provenance(posterior),
-        **_labels("train", removals.labels),
-        **_labels("test", task.test.labels),
-        "method": ("method", np.array(list(methods), dtype=object)),
-    }
     if not removals.single:
         variables["removed"] = ("train", "point"), removals.removed()
         coords["size"] = ("train", np.array([len(points) for points in removals.sets]))

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from resource import RUSAGE_SELF, getrusage
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -12,7 +13,6 @@ import numpy as np
 import torch
 
 from tdalib.attributors import Method
-from tdalib.data import Task
 from tdalib.networks import State, copy_of
 from tdalib.removals import Removals
 from tdalib.result import DIMS, TRAIN_BLOCK
@@ -50,9 +50,10 @@ class Work:
     device: str = "cpu"
 
     def prepared(self) -> "Work":
-        """The same work on its device, its networks built once."""
-        task, build = self.posterior.task.to(self.device), _Kept(self.posterior.build)
-        return replace(self, posterior=replace(self.posterior, task=task, build=build))
+        """The same work on its device; the network of one seed is built once, and copied from then on."""
+        task, built = self.posterior.task.to(self.device), lru_cache(1)(self.posterior.build)
+        posterior = replace(self.posterior, task=task, build=lambda task, seed: copy_of(built(task, seed)))
+        return replace(self, posterior=posterior)
 
     @property
     def members(self) -> range:
@@ -105,18 +106,6 @@ class Work:
         size = max(1, self.posterior.stacked // TRAIN_BLOCK)
         whole = list(range(len(self.blocks)))
         return [whole[first : first + size] for first in whole[::size]]
-
-
-class _Kept:
-    """A network function that builds the network of one seed once, and gives copies of it."""
-
-    def __init__(self, build):
-        self.build, self.of, self.network = build, None, None
-
-    def __call__(self, task: Task, seed: int) -> torch.nn.Module:
-        if self.of is None or self.of[0] is not task or self.of[1] != seed:
-            self.of, self.network = (task, seed), self.build(task, seed)
-        return copy_of(self.network)
 
 
 def job(shared: Shared, unit: Unit, method: Method, drawn: dict[int, tuple[list[State], np.ndarray]]):

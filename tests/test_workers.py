@@ -81,8 +81,9 @@ def test_a_network_is_built_once_and_copied(digits):
         built.append(seed)
         return deep_ensemble("logreg", task, members=1).build(task, seed)
 
-    kept = units._Kept(build)
-    first, second, other = kept(digits, 1), kept(digits, 1), kept(digits, 2)
+    work = Experiment(deep_ensemble(build, digits, Recipe(epochs=1), members=1, checkpoints=1), "gd")._work.prepared()
+    kept, task = work.posterior.build, work.posterior.task
+    first, second, other = kept(task, 1), kept(task, 1), kept(task, 2)
     assert built == [1, 2] and first is not second
     first[1].weight.data.zero_()
     assert second[1].weight.any() and not np.array_equal(second[1].weight.detach(), other[1].weight.detach())

@@ -1,6 +1,7 @@
 """Finished checkpoints: trained elsewhere, and taken as draws."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -59,17 +60,10 @@ def from_checkpoints(
     states = [_fitting(_read(each), network, k) for k, each in enumerate(checkpoints)]
     of_member = {int(index): [states[k] for k in np.flatnonzero(whose == index)] for index in counts}
     every = {f"{k} {name}": p for k, state in enumerate(states) for name, p in (state.theta | state.rest).items()}
-    return Posterior(
-        task,
-        build,
-        recipe,
-        tuple(Member(index, 0, 0) for index in of_member),
-        checkpoints=count // len(of_member),
-        sample=_held,
-        options={"states": of_member, "sha256": fingerprint(every)},
-        kind="finished",
-        sampler="from_checkpoints",
-    )
+    options = {"states": of_member, "sha256": fingerprint(every)}
+    each = tuple(Member(index, 0, 0) for index in of_member)
+    found = Posterior(task, build, recipe, each, count // len(each), _held, options, kind="finished")
+    return replace(found, sampler="from_checkpoints")
 
 
 def _held(posterior: Posterior, member: Member, weights: Tensor, *, states, sha256) -> Iterator[list[Draw]]:
