@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import joblib
-import numpy as np
 import pandas as pd
 import xarray as xr
 from tqdm import tqdm
@@ -20,10 +19,9 @@ from tdalib import attributors, removals, result, stats, store
 from tdalib.data import resolve
 from tdalib.networks import forward
 from tdalib.options import Count, check
-from tdalib.removals import Removals
 from tdalib.samplers import Posterior
 from tdalib.units import Cost, Unit, Work, draw_member, estimated, job, losses_without, measure
-from tdalib.workers import exact_repeat, parallel, resolve_device
+from tdalib.workers import Device, exact_repeat, parallel, resolve_device
 
 COLUMNS = ["minutes", "peak memory of a worker (GB)", "disk (GB)"]  # of a plan
 
@@ -65,7 +63,7 @@ class Experiment:
     scheduler: str | None = None
 
     def __post_init__(self):
-        check("", {"workers": Count | None}, {"workers": self.workers})
+        check("", {"workers": Count | None, "device": Device}, {"workers": self.workers, "device": self.device})
 
     def check(self) -> None:
         """Do everything that can fail on what is asked for, and write nothing.
@@ -93,11 +91,11 @@ class Experiment:
         path = resolve(self.path) if self.path else Path("no store")
         units, members = self._work.pending(partial(store.is_done, path))
         if not members:
-            return _table({})
+            return pd.DataFrame(0.0, ["total"], COLUMNS)
         with parallel(self._work, self._work.device, self.workers, self.scheduler) as (pool, shared):
             at_once = joblib.effective_n_jobs(self.workers or -1)
             measured = list(pool(joblib.delayed(measure)(shared) for _ in range(at_once)))
-        return _table(_costs(self._work, units, len(members), measured))
+        return _table(self._work, units, len(members), measured)
 
     def run(self) -> xr.Dataset:
         """The result, computed where the store does not hold it yet.
@@ -132,23 +130,20 @@ class Experiment:
 
     def _filled(self, path: Path) -> xr.Dataset:
         """The result in the store at `path`, what was missing computed."""
-        _, members = self._work.pending(partial(store.is_done, path))
+        units, members = self._work.pending(partial(store.is_done, path))
         if members or store.missing(path, self._empty):
             with store.held(path):
                 store.create(path, self._empty)
                 try:
-                    self._compute(path)
+                    self._compute(path, units, members)
                 except BrokenExecutor:
-                    raise RuntimeError(
-                        f"store {path}: a worker process was killed, perhaps for want of memory, which fewer workers "
-                        "save; the same run goes on from here"
-                    ) from None
+                    why = "a worker process was killed, perhaps for want of memory, which fewer workers save"
+                    raise RuntimeError(f"store {path}: {why}; the same run goes on from here") from None
         return store.open_result(path)
 
-    def _compute(self, path: Path) -> None:
+    def _compute(self, path: Path, units: list[Unit], members: list[int]) -> None:
         """Compute what is missing and write it, chunk by chunk."""
         work = self._work
-        units, members = work.pending(partial(store.is_done, path))
         with parallel(work, work.device, self.workers, self.scheduler) as (pool, shared):
             drawn = {}
             sampling = (joblib.delayed(draw_member)(shared, k) for k in members)
@@ -162,63 +157,44 @@ class Experiment:
 
     @cached_property
     def _work(self) -> Work:
-        device = resolve_device(self.device, self.scheduler)
-        methods = {name: attributors.get(name) for name in self._names}
-        if len(retraining := [name for name, method in methods.items() if method.retrains]) > 1:
-            raise ValueError(f"methods: {', '.join(retraining)} retrain, and a result holds the losses of one alone")
-        chosen = removals.from_spec(self.removals, self.posterior.task.train)
-        posterior = replace(self.posterior, renormalise=chosen.renormalise)
-        return Work(posterior, chosen, methods, self._options(methods), device)
-
-    @cached_property
-    def _empty(self) -> xr.Dataset:
-        params = (self.params or self._described()) | {"device": self._work.device}
-        return result.template(self._work.posterior, self._work.removals, self._work.methods, params)
-
-    @property
-    def _names(self) -> list[str]:
         names = [self.methods] if isinstance(self.methods, str) else list(self.methods)
         if not names:
             raise ValueError(f"methods is empty; choose from {', '.join(sorted(attributors.METHODS))}")
         if len(set(names)) < len(names):
             raise ValueError(f"methods: {', '.join(names)} names a method twice; each may stand once")
-        return names
+        options = {name: {} for name in names} | (self.options or {})
+        for name in options.keys() - names:
+            raise ValueError(f"options for {name!r}, which is not among the methods {', '.join(names)}")
+        methods = {name: attributors.get(name) for name in names}
+        if len(retraining := [name for name, method in methods.items() if method.scope == "retrain"]) > 1:
+            raise ValueError(f"methods: {', '.join(retraining)} retrain, and a result holds the losses of one alone")
+        chosen = removals.from_spec(self.removals, self.posterior.task.train)
+        posterior = replace(self.posterior, renormalise=chosen.renormalise)
+        return Work(posterior, chosen, methods, options, resolve_device(self.device, self.scheduler))
 
-    def _options(self, methods: dict) -> dict[str, dict]:
-        """Options of each method, checked."""
-        given = self.options or {}
-        for name in given:
-            if name not in methods:
-                raise ValueError(f"options for {name!r}, which is not among the methods {', '.join(methods)}")
-        return {name: given.get(name, {}) for name in methods}
-
-    def _described(self) -> dict:
-        """What a result depends on beside its data and model, for one made without a params file."""
-        options = self._work.options
-        asked = {"removals": self.removals, "methods": list(options), "method_options": options}
-        return self.posterior.description() | asked
+    @cached_property
+    def _empty(self) -> xr.Dataset:
+        work = self._work
+        asked = {"removals": self.removals, "methods": list(work.methods), "method_options": work.options}
+        params = self.params or self.posterior.description() | asked  # those of one made without a params file
+        return result.template(work.posterior, work.removals, work.methods, params | {"device": work.device})
 
 
-def _costs(work: Work, units: list[Unit], members: int, measured: list[dict[str, Cost]]) -> dict[str, tuple]:
+def _table(work: Work, units: list[Unit], members: int, measured: list[dict[str, Cost]]) -> pd.DataFrame:
     """Minutes, memory and disk of the units by method, from what each of the workers measured for one member."""
-    whole = len(work.blocks)
-    seconds = {name: np.mean([costs[name].seconds for costs in measured]) for name in measured[0]}
-    memory = {name: max(costs[name].memory for costs in measured) for name in measured[0]}
-    turns = ceil(members / len(measured))
-    rows = {"posterior": (turns * seconds["posterior"] / 60, memory["posterior"], 0.0)}
+    timed = pd.concat([pd.DataFrame.from_dict(costs, "index", columns=Cost._fields) for costs in measured])
+    cost = timed.groupby(level=0, sort=False).agg({"seconds": "mean", "memory": "max"})
     array = work.posterior.checkpoints * len(work.removals) * len(work.posterior.task.test) * 4 / 1e9  # GB of a member
+    turns, disk = {"posterior": ceil(members / len(measured))}, {"posterior": 0.0}
     for name, method in work.methods.items():
-        together = method.scope == "posterior"  # one unit, of all members
-        share = sum(len(unit.blocks) for unit in units if unit.method == name) / whole  # of members
-        share *= len(work.members) if together else 1
-        minutes = share * seconds[name] / (1 if together else len(measured)) / 60
-        rows[name] = minutes, memory[name], share * array * (2 if method.retrains else 1)
-    return rows
-
-
-def _table(rows: dict[str, tuple[float, float, float]]) -> pd.DataFrame:
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS, dtype=float)
-    table.loc["total"] = [table[COLUMNS[0]].sum(), table[COLUMNS[1]].max() if rows else 0, table[COLUMNS[2]].sum()]
+        is_one_unit = method.scope == "posterior"  # of all members
+        blocks = sum(len(unit.blocks) for unit in units if unit.method == name)
+        share = blocks / len(work.blocks) * (len(work.posterior.members) if is_one_unit else 1)  # of members
+        turns[name] = share / (1 if is_one_unit else len(measured))
+        disk[name] = share * array * (2 if method.scope == "retrain" else 1)
+    columns = cost["seconds"] * pd.Series(turns) / 60, cost["memory"], pd.Series(disk)
+    table = pd.concat(columns, axis=1, keys=COLUMNS)
+    table.loc["total"] = table.agg(dict(zip(COLUMNS, ["sum", "max", "sum"], strict=True)))
     return table
 
 
@@ -240,12 +216,10 @@ def accuracy(posterior: Posterior) -> xr.DataArray:
     test, objective = posterior.task.test, posterior.task.objective
     if objective.correct is None:
         raise ValueError(f"objective {objective.name!r} has no accuracy")
-    shares = []
     with exact_repeat():
-        for k in range(len(posterior.members)):
-            for draw in posterior.draws(k):
-                right = objective.correct(draw.all_outputs(test), test.targets)
-                shares.append(right.double().mean().item())
+        draws = (draw for k in range(len(posterior.members)) for draw in posterior.draws(k))
+        right = [objective.correct(draw.all_outputs(test), test.targets) for draw in draws]
+    shares = [each.double().mean().item() for each in right]
     return xr.DataArray(shares, result.provenance(posterior), "sample", name="accuracy")
 
 
@@ -257,16 +231,11 @@ def _probe(work: Work) -> None:
     ValueError
         A value that a method refuses, sets for one to which they mean nothing, or τ of the wrong shape.
     """
-    for method in work.methods.values():
-        if method.sets is None and not work.removals.single and not method.retrains:
-            raise ValueError(f"method {method.name!r} does not say what a set is to it: register it with sets")
     posterior, task = work.posterior, work.posterior.task.first(train=2, test=1)
     kept = min(2, posterior.checkpoints) if any(m.scope == "posterior" for m in work.methods.values()) else 1
     recipe = replace(posterior.recipe, epochs=kept) if posterior.recipe else None
     one = replace(posterior, task=task, recipe=recipe, checkpoints=kept, members=posterior.members[:1])
-    few = removals.every_point(task.train)
-    if not work.removals.single:
-        few = Removals((np.arange(1), np.arange(0)), len(task.train), {}, single=False)
+    few = removals.from_spec(None if work.removals.single else {"sets": [[0], []]}, task.train)
     small = replace(work, posterior=one, removals=few).prepared()
     with exact_repeat():
         network = small.posterior.build(small.posterior.task, one.members[0].init_seed).eval()
@@ -274,7 +243,7 @@ def _probe(work: Work) -> None:
         draws = small.posterior.draws(0)
         draws[0].losses(small.posterior.task.test)
         for name, method in small.methods.items():
-            if method.retrains:
+            if method.scope == "retrain":
                 losses_without(small, 0, name, few)
             else:
                 estimated(small, name, {0: draws})

@@ -1,19 +1,17 @@
 """Networks as functions of what they hold: parameters that are trained, and the rest that their output depends on."""
 
 import inspect
-from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from copy import deepcopy
 from functools import partial
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tdalib.data.points import Inputs, Points
+from tdalib.data.points import Inputs
 
 Theta = dict[str, Tensor]  # name → trainable parameter
 
@@ -73,12 +71,6 @@ def calls(network: nn.Module, layers: dict[str, nn.Module], inputs: Inputs) -> d
     return seen
 
 
-def in_batches(function: Callable[[Inputs], Tensor], points: Points) -> Tensor:
-    """The function of the points' inputs, a batch at a time; no gradient."""
-    with torch.no_grad():
-        return torch.cat([function(part.inputs) for part in points.split(EVAL_BATCH)])
-
-
 def to_training(network: nn.Module) -> None:
     """Training mode (dropout is active), but for batch norm, which keeps its fixed statistics."""
     network.train()
@@ -91,15 +83,14 @@ def fingerprint(held: dict[str, Tensor]) -> str:
     """SHA-256 over named tensors, to the bit."""
     digest = sha256()
     for name, value in held.items():
-        digest.update(name.encode() + np.ascontiguousarray(value.cpu()).tobytes())
+        digest.update(name.encode() + value.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
 def _arguments(network: nn.Module, inputs: Inputs) -> tuple[tuple, dict]:
     """What `forward` is called with: a dict by its keys where it has a parameter for every one, else one argument."""
     if isinstance(inputs, dict):
-        parameters = inspect.signature(network.forward).parameters
-        any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        if any_name or all(key in parameters for key in inputs):
+        with suppress(TypeError):
+            inspect.signature(network.forward).bind_partial(**inputs)
             return (), inputs
     return (inputs,), {}

@@ -49,10 +49,8 @@ class Objective:
         """The loss of every point, (points,), float64: in float32 every cross-entropy below 1e-7 would be 0."""
         each = self.loss(outputs.double(), _double(targets))
         if each.shape != (len(outputs),):
-            raise ValueError(
-                f"objective {self.name!r} gave losses of shape {tuple(each.shape)} for {len(outputs)} points; "
-                "it must give one number for each"
-            )
+            shape, count = tuple(each.shape), len(outputs)
+            raise ValueError(f"objective {self.name!r} gave losses of shape {shape} for {count} points; give one each")
         return each
 
     def residuals(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -85,29 +83,26 @@ class Objective:
         return root, coefficients, rest.where(rest.abs() > small, 0).view_as(residuals)
 
     def _root(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        values, vectors = torch.linalg.eigh(self._hessian(outputs, targets))  # (points, C), (points, C, C)
-        largest = values.abs().amax(1, keepdim=True)
-        if (values < -(FLAT**0.5) * largest).any():
-            raise ValueError(f"objective {self.name!r} is not convex in the outputs; its curvature has no real root")
-        root = vectors * values.where(values > FLAT * largest, 0).sqrt()[:, None, :]
-        return root.mT.unflatten(2, outputs.shape[1:])
-
-    def _hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """∂²L/∂outputs² of every point, (points, C, C), C the number of its outputs."""
+        """Rᵀ from the Hessian of every point, (points, C, C), C the number of its outputs."""
 
         def slope(outputs: Tensor) -> Tensor:  # summed over points, of which none sees another, (C,)
             (each,) = torch.autograd.grad(self.loss(outputs, targets).sum(), outputs, create_graph=True)
             return each.flatten(1).sum(0)
 
         rows = torch.autograd.functional.jacobian(slope, outputs)  # (C, points, ...)
-        return rows.flatten(2).transpose(0, 1)
+        values, vectors = torch.linalg.eigh(rows.flatten(2).transpose(0, 1))  # (points, C), (points, C, C)
+        largest = values.abs().amax(1, keepdim=True)
+        if (values < -(FLAT**0.5) * largest).any():
+            raise ValueError(f"objective {self.name!r} is not convex in the outputs; its curvature has no real root")
+        root = vectors * values.where(values > FLAT * largest, 0).sqrt()[:, None, :]
+        return root.mT.unflatten(2, outputs.shape[1:])
 
 
 def _double(targets: Tensor) -> Tensor:
     return targets.double() if targets.is_floating_point() else targets
 
 
-OBJECTIVES = Registry("objective", lambda name, function, **facts: Objective(name, function, **facts))
+OBJECTIVES = Registry("objective", Objective)
 register = OBJECTIVES.register
 
 
@@ -124,11 +119,9 @@ def get(objective: str | Objective | Callable) -> Objective:
 
 def _cross_entropy_gradient(outputs: Tensor, targets: Tensor) -> Tensor:
     """p − e_y. The label's entry is minus the sum of the others: p_y − 1 would cancel where the network is sure."""
-    others = outputs.softmax(1)
-    at = torch.arange(len(targets), device=outputs.device)
-    others[at, targets] = 0
-    others[at, targets] = -others.sum(1)
-    return others
+    label = targets[:, None]
+    others = outputs.softmax(1).scatter(1, label, 0)
+    return others.scatter(1, label, -others.sum(1, keepdim=True))
 
 
 def _cross_entropy_root(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -162,7 +155,5 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """½ ‖f − y‖², summed over the outputs of a point: −log p of unit noise, up to a constant.   (points,)."""
     if outputs.shape != targets.shape:
-        raise ValueError(
-            f"the model has outputs of shape {tuple(outputs.shape[1:])}; the targets are {tuple(targets.shape[1:])}"
-        )
+        raise ValueError(f"outputs of shape {tuple(outputs.shape[1:])} do not fit targets {tuple(targets.shape[1:])}")
     return (outputs - targets).square().flatten(1).sum(1) / 2

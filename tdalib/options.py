@@ -22,6 +22,7 @@ Natural = Annotated[Whole, Field(ge=0)]  # 0 is possible: seeds, epochs that are
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]  # YAML 1.1 reads 1e-3 as a string
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
+Fraction = Annotated[NonNegative, Field(lt=1)]
 
 OPTIONS = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 ARGUMENTS = ("recipe", "removed")  # what the library itself hands to a function; all else with a default is an option
@@ -64,9 +65,8 @@ def check(owner: str, types: dict[str, Any], given: dict) -> dict:
         raise ValueError(sentence(error.errors()[0], types, owner)) from None
 
 
-def checked(function: Callable, owner: str | None = None) -> Callable:
-    """Decorator: a function whose options are checked whenever it is called."""
-    owner = owner or function.__name__
+def checked(function: Callable, owner: str) -> Callable:
+    """A function whose options are checked whenever it is called; `owner` is what the sentence calls it."""
     types, parameters = options_of(function), inspect.signature(function).parameters
     free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 

@@ -1,18 +1,20 @@
 """Params: the one list of names that the run notebook, the YAML files and Python share."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from tdalib import attributors, data, models, objectives, samplers
 from tdalib.data import Task, resolve
 from tdalib.experiment import Experiment
-from tdalib.options import Count, Natural, NonNegative, Number, Positive, check, options_of, sentence
+from tdalib.options import Count, Natural, check, options_of, sentence
 from tdalib.samplers import Posterior
 from tdalib.training import Recipe
+from tdalib.workers import Device
 
 OF_THEIR_OWN = {"train_per_class", "test_per_class", "seed", "objective", "members", "checkpoints"}  # no options
 
@@ -32,13 +34,15 @@ def _known(find) -> AfterValidator:
 
 
 Name = Annotated[str, _known(attributors.get)]
-Scheduler = Annotated[str, _must(r"^local$|:\d+$", "be local or the address of a dask scheduler, host:port")]
+
+OfRecipe = create_model("OfRecipe", **{option.name: (option.type, option.default) for option in fields(Recipe)})
 
 
-class Params(BaseModel):
+class Params(OfRecipe):
     """An experiment. `of` and `read` turn unknown keys, wrong types and impossible values into a one-line ValueError.
 
-    The fields and defaults are those of the parameters cell of `notebooks/10_run_experiment.ipynb`, explained there.
+    The fields and defaults are those of the parameters cell of `notebooks/10_run_experiment.ipynb`, explained there;
+    those of training (epochs, batch_size, …) are declared by `Recipe`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,20 +59,13 @@ class Params(BaseModel):
     sampler_options: dict[str, Any] = {}
     members: Count = 10
     checkpoints: Count = 5
-    epochs: Count = 15
-    batch_size: Count = 32
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: Positive = 1e-3
-    momentum: Number = 0.0
-    weight_decay: NonNegative = 5e-3
-    schedule: Literal["constant", "linear"] = "constant"
     methods: Annotated[list[Name], Field(min_length=1)] = ["loo", "ats", "if", "gd", "gc"]
     method_options: dict[str, dict[str, Any]] = {}
     removals: dict[str, Any] | None = None
     seed: Natural = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     workers: Count | None = None
-    scheduler: Scheduler | None = None
+    scheduler: Annotated[str, _must(r"^local$|:\d+$", "be local or a dask scheduler, host:port")] | None = None
     store: Annotated[str, _must(r"\.zarr/?$", "end in .zarr")] | None = None
     plan_only: Annotated[bool, Field(strict=True)] = False
 
@@ -91,10 +88,8 @@ class Params(BaseModel):
         """Params from a YAML file, which holds only what differs from the defaults; `name` is the file's by default."""
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"the params file cannot be read: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"the params file cannot be read as YAML: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict) or not values:
             raise ValueError("the params file is empty or no list of 'key: value' lines; it needs one at least")
         return cls.of({"name": Path(path).stem} | values)
@@ -116,7 +111,7 @@ class Params(BaseModel):
 
     @property
     def recipe(self) -> Recipe:
-        return Recipe(**self.model_dump(include=set(Recipe.__annotations__)))
+        return Recipe(**self.model_dump(include=set(OfRecipe.model_fields)))
 
     @property
     def path(self) -> Path:

@@ -9,7 +9,6 @@ class Registry(dict):
     """Name → what is registered. `make` turns a function and the facts given with it into that."""
 
     def __init__(self, kind: str, make: Callable = lambda name, function: function):
-        super().__init__()
         self.kind, self.make = kind, make
 
     def register(self, name: str, **facts):

@@ -66,7 +66,7 @@ class Removals:
 
 def every_point(points: Points) -> Removals:
     """Each point by itself."""
-    return _singles(points, np.arange(len(points)))
+    return Removals(tuple(np.arange(len(points))[:, None]), len(points), points.labels)
 
 
 def from_spec(spec: dict[str, Any] | None, points: Points, seed: int = 0) -> Removals:
@@ -95,9 +95,8 @@ def from_spec(spec: dict[str, Any] | None, points: Points, seed: int = 0) -> Rem
     options = check("removals", types | {"seed": Natural, "renormalise": bool}, spec)
     renormalise = options.pop("renormalise", kind[0] == "subsets")
     stream = np.random.default_rng(np.random.SeedSequence(options.pop("seed", seed), spawn_key=(STREAM,)))
-    missing = [key for key in types if key not in options]
-    if missing:
-        raise ValueError(f"removals: {kind[0]} needs {missing[0]} beside it")
+    for key in types.keys() - options:
+        raise ValueError(f"removals: {kind[0]} needs {key} beside it")
     return replace(find(points, stream, **options), renormalise=renormalise)
 
 
@@ -106,7 +105,7 @@ def _selection(train: Points, stream, *, points: Count | Positions) -> Removals:
         if points > len(train):
             raise ValueError(f"removals.points: {points} is not possible; there are {len(train)} train points")
         points = np.sort(stream.permutation(len(train))[:points])
-    return _singles(train, _positions(points, len(train), "points"))
+    return every_point(train)[_positions(points, len(train), "points")]
 
 
 def _by(train: Points, stream, *, by: str) -> Removals:
@@ -120,9 +119,8 @@ def _sets(train: Points, stream, *, sets: Sets) -> Removals:
 
 def _random(train: Points, stream, *, random: dict[str, Any]) -> Removals:
     options = check("removals.random", {"size": Count, "count": Count, "within": str}, random)
-    for key in ("size", "count"):
-        if key not in options:
-            raise ValueError(f"removals.random: {key} is missing; it needs size and count")
+    for key in sorted({"size", "count"} - options.keys()):
+        raise ValueError(f"removals.random: {key} is missing; it needs size and count")
     size, within = options["size"], options.get("within")
     groups = _groups(train, within, "random.within") if within else {"": np.arange(len(train))}
     smallest = min(map(len, groups.values()))
@@ -141,11 +139,6 @@ def _subsets(train: Points, stream, *, subsets: Count, share: Share) -> Removals
 
 
 KINDS = {"points": _selection, "by": _by, "sets": _sets, "random": _random, "subsets": _subsets}
-
-
-def _singles(points: Points, positions: np.ndarray) -> Removals:
-    sets = tuple(positions[:, None])
-    return Removals(sets, len(points), {name: values[positions] for name, values in points.labels.items()})
 
 
 def _several(train: Points, sets: Iterable[np.ndarray], labels: dict[str, np.ndarray] | None = None) -> Removals:

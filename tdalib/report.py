@@ -85,16 +85,15 @@ def _opening(store: Path, tau: xr.DataArray):
 
 def _explained(method: str) -> str:
     """What a method is: the first line of its docstring."""
-    known = METHODS.get(method)
-    line = (known.function.__doc__ or "").strip().splitlines() if known else []
-    return line[0].split("   (")[0].replace("|", "\\|") if line else "a method of one's own"
+    doc = METHODS[method].function.__doc__ if method in METHODS else None
+    first_line = (doc or "a method of one's own").strip().splitlines()[0]
+    return first_line.split("   (")[0].replace("|", "\\|")
 
 
 def _executed(name: str, values: dict) -> list:
     """The cells of a notebook run on this store, without the answer that its opening gives for another one."""
-    notebook = papermill.execute_notebook(
-        ROOT / "notebooks" / f"{name}.ipynb", None, values, kernel_name="python3", progress_bar=False
-    )
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    notebook = papermill.execute_notebook(path, None, values, kernel_name="python3", progress_bar=False)
     opening = notebook.cells[0]
     opening.source = "\n\n".join(p for p in opening.source.split("\n\n") if not p.startswith("**Answer"))
     return notebook.cells

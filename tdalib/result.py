@@ -58,7 +58,7 @@ def template(posterior: Posterior, removals: Removals, methods: dict[str, Method
         "tau": empty("tau", long_name="attribution", units=units, sign=SIGN),
         "loss": empty("loss", long_name="test loss at θ", units=unit),
     }
-    if any(method.retrains for method in methods.values()):
+    if any(method.scope == "retrain" for method in methods.values()):
         without = "test loss at θ without the train point"
         variables["loss_without"] = empty("loss_without", long_name=without, units=unit)
     if not removals.single:
@@ -81,13 +81,9 @@ def template(posterior: Posterior, removals: Removals, methods: dict[str, Method
 
 def provenance(posterior: Posterior) -> dict:
     """The coordinates of `sample`: where each draw comes from."""
-    members, kept = posterior.members, posterior.checkpoints
-    return {
-        "member": ("sample", np.repeat([m.index for m in members], kept)),
-        "checkpoint": ("sample", np.tile(posterior.numbers, len(members))),
-        "init_seed": ("sample", np.repeat([m.init_seed for m in members], kept)),
-        "batch_seed": ("sample", np.repeat([m.batch_seed for m in members], kept)),
-    }
+    names = "member", "checkpoint", "init_seed", "batch_seed"
+    draws = [(m.index, number, m.init_seed, m.batch_seed) for m in posterior.members for number in posterior.numbers]
+    return {name: ("sample", values) for name, values in zip(names, np.transpose(draws), strict=True)}
 
 
 def _labels(prefix: str, labels: dict[str, Sequence]) -> dict:

@@ -26,9 +26,8 @@ def execute(params: Params) -> str:
 
     executed, start = params.path.with_suffix(".ipynb"), perf_counter()
     values = params.model_dump(exclude_defaults=True) | {"name": params.name}
-    papermill.execute_notebook(
-        NOTEBOOK, executed, values, kernel_name="python3", stdout_file=sys.stdout, stderr_file=sys.stderr
-    )
+    streams = {"stdout_file": sys.stdout, "stderr_file": sys.stderr}
+    papermill.execute_notebook(NOTEBOOK, executed, values, kernel_name="python3", **streams)
     return f"done in {(perf_counter() - start) / 60:.1f} min, see {executed}"
 
 
@@ -58,21 +57,20 @@ def main(arguments=None) -> int:
 
 def _check(paths: list[Path]) -> tuple[dict[Path, Params], dict[Path, tuple[int, str]]]:
     """The params of the files in which nothing is wrong, and what is to say of the others; nothing runs before."""
-    ready, refused = {}, {}
+    ready, outcomes = {}, {}
     for path in paths:
         try:
-            ready[path] = Params.read(path)
-            ready[path].experiment().check()
+            params = Params.read(path)
+            params.experiment().check()
+            ready[path] = params
         except Exception as error:  # a model or an attributor of one's own can raise anything
-            refused[path] = " ".join(str(error).split()) or repr(error)
-    ready = {path: params for path, params in ready.items() if path not in refused}
+            outcomes[path] = WRONG, f"refused: {' '.join(str(error).split()) or repr(error)}"
     for path, other in permutations(ready, 2):
         if ready[path].path == ready[other].path:
-            refused[path] = f"store {ready[path].path} is that of {other} too; choose another"
-    for path, said in refused.items():
+            outcomes[path] = WRONG, f"refused: store {ready[path].path} is that of {other} too; choose another"
+    for path, (_, said) in outcomes.items():
         print(f"{path}: {said}", file=sys.stderr)
-    outcomes = {path: (WRONG, f"refused: {said}") for path, said in refused.items()}
-    return {path: params for path, params in ready.items() if path not in refused}, outcomes
+    return {path: params for path, params in ready.items() if path not in outcomes}, outcomes
 
 
 def _attempt(path: Path, params: Params, repair: bool) -> tuple[int, str]:

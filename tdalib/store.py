@@ -47,9 +47,8 @@ def create(path: Path, empty: xr.Dataset) -> None:
             warnings.filterwarnings("ignore", message="Consolidated metadata")  # xr.open_zarr asks for it all the same
             empty.to_zarr(draft, compute=False, zarr_format=3, encoding=encoding)
         draft.rename(path)
-    except BaseException:
+    finally:
         shutil.rmtree(draft, ignore_errors=True)
-        raise
 
 
 @contextmanager
@@ -63,22 +62,18 @@ def held(path: Path):
     """
     path = path.resolve()  # one lock, whatever links lead here
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
     try:
-        lock.acquire()
+        lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0).acquire()
     except Timeout:
         raise ValueError(f"store {path} is being written by another run; wait for it or choose another store") from None
-    try:
+    with lock:
         for partial in path.rglob("*.partial"):  # a chunk that a killed run was writing
             partial.unlink()
         yield
-    finally:
-        lock.release()
 
 
 def check(path: Path, empty: xr.Dataset) -> None:
     """Refuse a place where no store can lie, or one made with other params or other data, naming what differs."""
-    params = json.loads(empty.attrs["params"])
     blocked = [parent for parent in path.parents if parent.exists() and not parent.is_dir()]
     if blocked:
         raise ValueError(f"store {path}: {blocked[0]} is a file; choose another place")
@@ -89,10 +84,10 @@ def check(path: Path, empty: xr.Dataset) -> None:
         before = SINCE | json.loads(made["params"])
     except Exception:  # zarr raises what the content makes it raise
         raise ValueError(f"store {path} exists and is not a tdalib store; choose another") from None
-    params = SINCE | params
+    params = SINCE | json.loads(empty.attrs["params"])
     for key in sorted(before.keys() | params.keys()):
-        if before.get(key) != params.get(key):
-            was, now = before.get(key), params.get(key)
+        was, now = before.get(key), params.get(key)
+        if was != now:
             raise ValueError(f"store {path} was made with {key}: {was}, not {now}; choose another store")
     if is_done(path, "removed", (0, 0)) and not np.array_equal(xr.open_zarr(path)["removed"], empty["removed"]):
         raise ValueError(f"store {path} was made with other removals; choose another store")
@@ -131,8 +126,7 @@ def write(path: Path, name: str, chunk: tuple[int, ...], values: np.ndarray) -> 
         The disk is full. The store stays valid, and the same run goes on from here.
     """
     with zarr.config.set({"array.write_empty_chunks": True}), _full_disk_named(path):
-        array = zarr.open_group(path, mode="r+")[name]
-        array[tuple(slice(k * size, (k + 1) * size) for k, size in zip(chunk, array.chunks, strict=True))] = values
+        zarr.open_group(path, mode="r+")[name].blocks[chunk] = values
 
 
 def is_done(path: Path, name: str, chunk: tuple[int, ...]) -> bool:

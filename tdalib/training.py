@@ -1,10 +1,8 @@
 """Training: the recipe, and two trainers with one loop: a network after another, or a stack of them at once."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -15,7 +13,7 @@ from torch.optim import Optimizer
 
 from tdalib.data import Task, chosen
 from tdalib.networks import State, forward, forward_at, set_state, state_of, to_training, trainable
-from tdalib.options import Count, NonNegative, Number, Positive, check_fields
+from tdalib.options import Count, Fraction, NonNegative, Positive, check_fields
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
@@ -52,12 +50,10 @@ class Recipe:
     weight_decay: NonNegative = 5e-3
     schedule: Literal["constant", "linear"] = "constant"
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    momentum: Number = 0.0
+    momentum: Fraction = 0.0
 
     def __post_init__(self):
         check_fields(self)
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum: {self.momentum} is not possible; it must be from 0 to below 1")
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum: {self.momentum} is for sgd; optimizer {self.optimizer!r} has its own")
 
@@ -65,7 +61,7 @@ class Recipe:
         """The learning rate of one of a training's `steps`, counted from 0."""
         return self.learning_rate * (1 if self.schedule == "constant" else 1 - step / steps)
 
-    def start(self, parameters) -> torch.optim.Optimizer:
+    def start(self, parameters) -> Optimizer:
         """A fresh optimiser: torch's own, in its fused form, which is the fastest on CPUs too."""
         options = {"momentum": self.momentum} if self.optimizer == "sgd" else {}
         rate, decay = self.learning_rate, self.weight_decay
@@ -119,7 +115,7 @@ class Training:
     @property
     def steps(self) -> list[Tensor]:
         """The batch of every step."""
-        return list(chain(*self.batches))
+        return [batch for epoch in self.batches for batch in epoch]
 
     @property
     def ends(self) -> list[int]:
@@ -138,16 +134,6 @@ class Training:
         """Weights (removal, point) as the network wants them; None: one row of ones."""
         weights = torch.ones(1, len(self.task.train)) if weights is None else weights
         return weights.to(self.task.train.device, self.task.train.dtype)
-
-    @contextmanager
-    def masks(self, step: int):
-        """Random numbers of one step (dropout) follow from the seed; the state from before comes back."""
-        device = self.task.train.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.default_generator.manual_seed(self.seed + step)
-            if device.type == "cuda":
-                torch.cuda.manual_seed(self.seed + step)
-            yield
 
 
 def train(training: Training, weights: Tensor | None = None, keep: int = 1) -> Iterator[list[State]]:
@@ -183,10 +169,8 @@ def train_stack(training: Training, weights: Tensor | None = None, keep: int = 1
     """
     network, points, ends = training.network, training.task.train, training.ends[-keep:]
     weights = training.weights(weights)
-    stacked = {
-        name: p.detach().repeat(len(weights), *(1 for _ in p.shape)).requires_grad_()
-        for name, p in trainable(network).items()
-    }  # name → (removal, ...)
+    # name → (removal, ...)
+    stacked = {key: torch.stack([p.detach()] * len(weights)).requires_grad_() for key, p in trainable(network).items()}
 
     def of_one(theta, weight, inputs, targets):
         return training.batch_loss(forward_at(network, theta, inputs), targets, weight)
@@ -207,14 +191,22 @@ def train_stack(training: Training, weights: Tensor | None = None, keep: int = 1
 
 
 def _steps(training: Training, theta: Iterable[Tensor], loss: Callable[[Tensor], Tensor]) -> Iterator:
-    """Minimise the loss of one batch after another: (steps done, optimiser) before each and at the end."""
+    """Minimise the loss of one batch after another: (steps done, optimiser) before each and at the end.
+
+    Random numbers of a step (dropout) follow from the seed; torch's state from before comes back.
+    """
     optimizer, batches = training.recipe.start(theta), training.steps
+    device = training.task.train.device
+    gpus = [device] if device.type == "cuda" else []
     to_training(training.network)
     for step, batch in enumerate(batches):
         yield step, optimizer
         for group in optimizer.param_groups:
             group["lr"] = training.recipe.rate(step, len(batches))
-        with training.masks(step):
+        with torch.random.fork_rng(devices=gpus):
+            torch.default_generator.manual_seed(training.seed + step)
+            if gpus:
+                torch.cuda.manual_seed(training.seed + step)
             optimizer.zero_grad()
             loss(batch).backward()
             optimizer.step()

@@ -1,9 +1,10 @@
 """Units of work: what one process computes in one go, from a shared description of the work and θ."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 from resource import RUSAGE_SELF, getrusage
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -30,8 +31,7 @@ class Cost(NamedTuple):
     memory: float
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(NamedTuple):
     """What is computed in one go by one method: some blocks of removals of one member, or of all (None)."""
 
     member: int | None
@@ -56,10 +56,6 @@ class Work:
         return replace(self, posterior=posterior)
 
     @property
-    def members(self) -> range:
-        return range(len(self.posterior.members))
-
-    @property
     def blocks(self) -> list[slice]:
         """The removals of each chunk."""
         count = len(self.removals)
@@ -78,42 +74,33 @@ class Work:
         a method that sees them together. A unit of retrainings is one block; or the blocks of a stack, all of them even
         where one alone is missing, for the same stack as before.
         """
-        units = []
-        for name, method in sorted(self.methods.items(), key=lambda item: not item[1].retrains):
-            missing = {member: self._missing(is_done, name, member) for member in self.members}
+        units, members = [], range(len(self.posterior.members))
+        whole = list(range(len(self.blocks)))
+        size = max(1, self.posterior.stacked // TRAIN_BLOCK)
+        stacks = [whole[first : first + size] for first in whole[::size]]
+        for name, method in sorted(self.methods.items(), key=lambda item: item[1].scope != "retrain"):
+            missing = {member: self._missing(is_done, name, member) for member in members}
             if method.scope == "posterior":
-                together = set().union(*missing.values())
-                units += [Unit(None, name, sorted(together))] if together else []
-                continue
+                missing = {None: set().union(*missing.values())}
             for member, todo in missing.items():
-                groups = self._stacks() if method.retrains else [sorted(todo)]
+                groups = stacks if method.scope == "retrain" else [sorted(todo)]
                 units += [Unit(member, name, group) for group in groups if todo.intersection(group)]
         asked = {unit.member for unit in units}
-        lossless = {k for k in self.members if not is_done("loss", self.chunk("loss", k))}
-        return units, [k for k in self.members if None in asked or k in asked | lossless]
+        lossless = {k for k in members if not is_done("loss", self.chunk("loss", k))}
+        return units, [k for k in members if None in asked or k in asked | lossless]
 
-    def _missing(self, is_done: IsDone, name: str, member: int) -> set[int]:
-        """The blocks of one member and method that are not there."""
-        variables = ["tau", "loss_without"] if self.methods[name].retrains else ["tau"]
-        return {
-            block
-            for block in range(len(self.blocks))
-            if not all(is_done(variable, self.chunk(variable, member, block, name)) for variable in variables)
-        }
-
-    def _stacks(self) -> list[list[int]]:
-        """The blocks that are trained as one stack."""
-        size = max(1, self.posterior.stacked // TRAIN_BLOCK)
-        whole = list(range(len(self.blocks)))
-        return [whole[first : first + size] for first in whole[::size]]
+    def _missing(self, is_done: IsDone, method: str, member: int) -> set[int]:
+        """The blocks of one member and method of which a variable is not there."""
+        variables = ["tau", "loss_without"] if self.methods[method].scope == "retrain" else ["tau"]
+        chunks = product(variables, range(len(self.blocks)))
+        return {block for name, block in chunks if not is_done(name, self.chunk(name, member, block, method))}
 
 
 def job(shared: Shared, unit: Unit, method: Method, drawn: dict[int, tuple[list[State], np.ndarray]]):
     """The unit as a joblib job that carries θ, or losses at θ, of its members, and no network nor points."""
     members = sorted(drawn) if unit.member is None else [unit.member]
-    if method.retrains:
-        return joblib.delayed(retrain)(shared, unit, {k: drawn[k][1] for k in members})
-    return joblib.delayed(estimate)(shared, unit, {k: drawn[k][0] for k in members})
+    compute, needed = (retrain, 1) if method.scope == "retrain" else (estimate, 0)
+    return joblib.delayed(compute)(shared, unit, {k: drawn[k][needed] for k in members})
 
 
 def draw_member(shared: Shared, k: int) -> tuple[int, list[State], np.ndarray]:
@@ -133,7 +120,7 @@ def retrain(shared: Shared, unit: Unit, losses_at_theta: dict[int, np.ndarray]) 
     with exact_repeat():
         without, control = losses_without(work, member, unit.method, work.removals[first:last])
     tau = without - (losses_at_theta[member][:, None] if control is None else control)
-    return _chunks(work, unit, member, "loss_without", without, first) + _chunks(work, unit, member, "tau", tau, first)
+    return list(_chunks(work, unit, member, {"loss_without": without, "tau": tau}, first))
 
 
 def losses_without(work: Work, member: int, name: str, removals: Removals) -> tuple[np.ndarray, np.ndarray | None]:
@@ -152,7 +139,7 @@ def estimate(shared: Shared, unit: Unit, states: dict[int, list[State]]) -> Writ
     with exact_repeat():
         members = {k: draws_of(work.posterior, k, held) for k, held in states.items()}
         tau = estimated(work, unit.method, members)
-    return [written for k, of_member in tau.items() for written in _chunks(work, unit, k, "tau", of_member)]
+    return [written for k, of_member in tau.items() for written in _chunks(work, unit, k, {"tau": of_member})]
 
 
 def draws_of(posterior: Posterior, k: int, states: list[State]) -> list[Draw]:
@@ -179,12 +166,13 @@ def estimated(work: Work, name: str, members: dict[int, list[Draw]]) -> dict[int
 def _asked(work: Work, name: str, seen: Any, leading: list[tuple]) -> np.ndarray:
     """τ of the removals, (*leading, removal, test), by a method that is shown what its scope sees."""
     method, task, options, sets = work.methods[name], work.posterior.task, work.options[name], work.removals.sets
-    if method.sets == "own":
-        tau = method.function(seen, task, removed=sets, **options)
-        return _array(method, tau, [(*axes, len(sets), len(task.test)) for axes in leading])
-    tau = method.function(seen, task, **options)
-    tau = _array(method, tau, [(*axes, len(task.train), len(task.test)) for axes in leading])
-    return np.stack([tau[..., of_set, :].sum(-2) for of_set in sets], -2)
+    if method.sets is None and not work.removals.single:
+        raise ValueError(f"method {name!r} does not say what a set is to it: register it with sets")
+    removed = {"removed": sets} if method.sets == "own" else {}
+    rows = len(sets) if removed else len(task.train)
+    tau = method.function(seen, task, **removed, **options)
+    tau = _array(method, tau, [(*axes, rows, len(task.test)) for axes in leading])
+    return tau if removed else np.stack([tau[..., of_set, :].sum(-2) for of_set in sets], -2)
 
 
 def _array(method: Method, values: Any, shapes: list[tuple]) -> np.ndarray:
@@ -192,29 +180,25 @@ def _array(method: Method, values: Any, shapes: list[tuple]) -> np.ndarray:
     if not isinstance(values, torch.Tensor):
         raise ValueError(f"{method.name} gave a {type(values).__name__} where a tensor is needed")
     if tuple(values.shape) not in shapes:
-        what, needed = "losses" if method.retrains else "τ", " or ".join(map(str, shapes))
+        what, needed = "losses" if method.scope == "retrain" else "τ", " or ".join(map(str, shapes))
         raise ValueError(f"method {method.name!r} gave {what} of shape {tuple(values.shape)} where {needed} is needed")
     return values.detach().cpu().numpy()
 
 
-def _chunks(work: Work, unit: Unit, member: int, name: str, values: np.ndarray, first: int = 0) -> Written:
-    """The unit's chunks of a variable of one member, from its values (draw, removal, test) from removal `first` on."""
-    written = []
-    for block in unit.blocks:
+def _chunks(work: Work, unit: Unit, member: int, variables: dict[str, np.ndarray], first: int = 0) -> Iterator:
+    """The unit's chunks of variables of one member, whose values (draw, removal, test) are from removal `first` on."""
+    for name, block in product(variables, unit.blocks):
         where = work.blocks[block]
-        part = values[:, where.start - first : where.stop - first].astype(np.float32, copy=False)
+        part = variables[name][:, where.start - first : where.stop - first].astype(np.float32, copy=False)
         _check_finite(part, f"{name} of member {member} by {unit.method}")
         part = part[..., None] if name == "tau" else part
-        written.append((name, work.chunk(name, member, block, unit.method), part))
-    return written
+        yield name, work.chunk(name, member, block, unit.method), part
 
 
 def _check_finite(values: np.ndarray, what: str) -> None:
     """NaN stands for "not computed" in a store, so it must not come from a computation."""
     if not np.isfinite(values).all():
-        raise RuntimeError(
-            f"{what} is not finite; where a training or a chain diverged, a lower learning_rate or step_size helps"
-        )
+        raise RuntimeError(f"{what} is not finite; if it diverged, a lower learning_rate or step_size helps")
 
 
 def measure(shared: Shared) -> dict[str, Cost]:
@@ -229,7 +213,7 @@ def measure(shared: Shared) -> dict[str, Cost]:
     with exact_repeat():
         draws = draws_of(work.posterior, 0, states)
         for name, method in work.methods.items():
-            if method.retrains:
+            if method.scope == "retrain":
                 some = work.removals[: work.posterior.stacked]
                 _, cost = timed(losses_without, work, 0, name, some)
                 share = len(some) / len(work.removals)

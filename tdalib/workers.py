@@ -5,19 +5,21 @@ import os
 import pickle
 import platform
 from collections.abc import Callable
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
 from time import sleep
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import cloudpickle
 import joblib
 import torch
 from joblib.externals.loky.backend import resource_tracker
+
+Device = Literal["auto", "cpu", "cuda"]
 
 _given: dict[str, Any] = {}  # token → what was handed to this process
 _prepared: dict[str, Any] = {}  # token → what it made of that
@@ -27,7 +29,7 @@ _prepared: dict[str, Any] = {}  # token → what it made of that
 class Shared:
     """What every worker needs and gets once: units of work carry this instead."""
 
-    token: str
+    token: str = field(default_factory=lambda: uuid4().hex)
     path: Path | None = None
 
     def get(self, prepare: Callable[[Any], Any]) -> Any:
@@ -60,10 +62,8 @@ class _Hand:
         _forget(self.token)
 
 
-def resolve_device(device: str, scheduler: str | None = None) -> str:
+def resolve_device(device: Device, scheduler: str | None = None) -> str:
     """Where to compute, cpu or cuda; "auto" is the GPU where there is one, and the work is not a cluster's."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device {device!r} is not known; choose from auto, cpu, cuda")
     usable = torch.cuda.is_available() and scheduler is None
     if device == "cuda" and not usable:
         why = "a scheduler's workers compute on CPUs" if scheduler else "no such GPU is to be had here"
@@ -71,57 +71,47 @@ def resolve_device(device: str, scheduler: str | None = None) -> str:
     return ("cuda" if usable else "cpu") if device == "auto" else device
 
 
+@contextmanager
 def parallel(work: Any, device: str, workers: int | None, scheduler: str | None):
     """A context of joblib's Parallel, and `work` as `Shared`: processes here, or a dask cluster.
 
     A GPU belongs to one process, this one.
     """
     jobs = workers or joblib.cpu_count()
-    if scheduler is not None:
-        return _cluster(work, uuid4().hex, jobs, scheduler)
-    if device == "cuda" or jobs == 1:
-        return _alone(work, uuid4().hex)
-    return _processes(work, uuid4().hex, jobs)
+    with ExitStack() as cleared:
+        if scheduler is not None:
+            shared, settings = _with_cluster(work, jobs, scheduler, cleared), {"backend": "dask"}
+        elif device == "cuda" or jobs == 1:
+            shared, settings = Shared(), {"backend": "sequential"}
+            _given[shared.token] = work
+            cleared.callback(_forget, shared.token)
+        else:
+            shared, settings = _with_processes(work, cleared), {"backend": "loky", "n_jobs": jobs}
+            settings |= {"inner_max_num_threads": 1, "initializer": _end_with, "initargs": (os.getpid(),)}
+        with joblib.parallel_config(**settings), joblib.Parallel(return_as="generator_unordered") as pool:
+            yield pool, shared
 
 
-@contextmanager
-def _alone(work: Any, token: str):
-    _given[token] = work
-    try:
-        with joblib.parallel_config("sequential"), joblib.Parallel(return_as="generator_unordered") as pool:
-            yield pool, Shared(token)
-    finally:
-        _forget(token)
+def _with_processes(work: Any, cleared: ExitStack) -> Shared:
+    folder = cleared.enter_context(TemporaryDirectory(prefix="tdalib-"))
+    resource_tracker.register(folder, "folder")  # joblib's: it removes what is left where this process is killed
+    cleared.callback(resource_tracker.unregister, folder, "folder")
+    shared = Shared(path=Path(folder) / "work")
+    shared.path.write_bytes(cloudpickle.dumps(work))
+    return shared
 
 
-@contextmanager
-def _processes(work: Any, token: str, jobs: int):
-    settings = {"n_jobs": jobs, "inner_max_num_threads": 1, "initializer": _end_with, "initargs": (os.getpid(),)}
-    with TemporaryDirectory(prefix="tdalib-") as folder:
-        resource_tracker.register(folder, "folder")  # joblib's: it removes what is left where this process is killed
-        shared = Shared(token, Path(folder) / token)
-        shared.path.write_bytes(cloudpickle.dumps(work))
-        try:
-            with joblib.parallel_config("loky", **settings), joblib.Parallel(return_as="generator_unordered") as pool:
-                yield pool, shared
-        finally:
-            resource_tracker.unregister(folder, "folder")
-
-
-@contextmanager
-def _cluster(work: Any, token: str, jobs: int, scheduler: str):
+def _with_cluster(work: Any, jobs: int, scheduler: str, cleared: ExitStack) -> Shared:
     from distributed import Client, WorkerPlugin
 
     cluster = {"n_workers": jobs, "threads_per_worker": 1, "dashboard_address": None}
     where = cluster if scheduler == "local" else {"address": scheduler}
-    plugin = type("Hand", (_Hand, WorkerPlugin), {})(token, cloudpickle.dumps(work))
-    with Client(**where) as client:
-        client.register_plugin(plugin, name=token)
-        try:
-            with joblib.parallel_config("dask"), joblib.Parallel(return_as="generator_unordered") as pool:
-                yield pool, Shared(token)
-        finally:
-            client.unregister_worker_plugin(token)
+    shared = Shared()
+    plugin = type("Hand", (_Hand, WorkerPlugin), {})(shared.token, cloudpickle.dumps(work))
+    client = cleared.enter_context(Client(**where))
+    client.register_plugin(plugin, name=shared.token)
+    cleared.callback(client.unregister_worker_plugin, shared.token)
+    return shared
 
 
 def _end_with(parent: int) -> None:
@@ -139,9 +129,14 @@ def _end_with(parent: int) -> None:
 def exact_repeat():
     """The same numbers every time: one torch thread, and on a GPU no TF32 and convolutions that repeat.
 
-    Sums are then taken in one order, whatever the number of workers. For the rest of the process, memory is kept.
+    Sums are then taken in one order, whatever the number of workers. For the rest of the process, memory is kept: glibc
+    keeps blocks up to 32 MB for the next step, as given back to the system they cost a page fault each 4 kB. Measured
+    for cnn2: a step takes 0.7 times as long, an evaluation 0.55 times.
     """
-    _keep_freed_memory()
+    if platform.libc_ver()[0] == "glibc":
+        mallopt, trim_threshold, mmap_threshold = ctypes.CDLL(None).mallopt, -1, -3  # numbers of malloc.h
+        mallopt(mmap_threshold, 32 << 20)
+        mallopt(trim_threshold, 1 << 30)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -149,14 +144,3 @@ def exact_repeat():
             yield
     finally:
         torch.set_num_threads(before)
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep blocks up to 32 MB for the next step; given back to the system, they cost a page fault each 4 kB.
-
-    Measured for cnn2: a step takes 0.7 times as long, an evaluation 0.55 times.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        mallopt, trim_threshold, mmap_threshold = ctypes.CDLL(None).mallopt, -1, -3  # numbers of malloc.h
-        mallopt(mmap_threshold, 32 << 20)
-        mallopt(trim_threshold, 1 << 30)

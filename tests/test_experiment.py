@@ -129,7 +129,7 @@ def test_a_stack_is_filled_up_as_it_was(blobs, tmp_path):
 def test_device_is_checked_and_kept(posterior, tmp_path):
     result = attribute(posterior, ["gd"], device="cpu", workers=1)
     assert json.loads(result.attrs["params"])["device"] == "cpu"
-    with pytest.raises(ValueError, match="device 'gpu' is not known; choose from auto, cpu, cuda"):
+    with pytest.raises(ValueError, match="device: 'gpu' is not possible; input should be 'auto', 'cpu' or 'cuda'"):
         attribute(posterior, ["gd"], device="gpu")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device: cuda is not possible, no such GPU is to be had here"):

@@ -75,8 +75,8 @@ def test_other_checkpoints_are_another_result(digits, states, tmp_path):
     ("methods", "options", "message"),
     [
         ("loo", {}, "finished checkpoints cannot be trained again without a point; use a sampler that trains"),
-        ("loo", {"protocol": "further"}, "'further' trains on from the epochs of a training, which sampler 'from_ch"),
-        ("ats", {}, "ats: a step needs the recipe of the training, which is not known; give it to from_checkpoints"),
+        ("loo", {"protocol": "further"}, "loo: 'further' trains on from epochs; 'from_checkpoints' draws none; choose"),
+        ("ats", {}, "ats: a step needs the training's recipe, which is not known; give it to from_checkpoints"),
         ("if", {}, "if: the recipe, whose weight_decay damps, is not known; give damping"),
     ],
 )

@@ -162,7 +162,7 @@ def total(outputs, targets):
     ("loss", "methods", "message"),
     [
         (saddle, "if", "objective 'saddle' is not convex in the outputs"),
-        (total, "gd", r"objective 'total' gave losses of shape \(\) for 1 points; it must give one number for each"),
+        (total, "gd", r"objective 'total' gave losses of shape \(\) for 1 points; give one each"),
         ("cross_entropy", "gd", "objective 'cross_entropy' needs classes as targets"),
         ("hinge", "gd", "objective 'hinge' is not known; choose from cross_entropy, squared_error"),
     ],
@@ -177,5 +177,5 @@ def test_outputs_that_do_not_fit_the_targets_are_refused(regression):
     def one_output(task, seed):
         return nn.Linear(3, 1)
 
-    with pytest.raises(ValueError, match=r"the model has outputs of shape \(1,\); the targets are \(2,\)"):
+    with pytest.raises(ValueError, match=r"outputs of shape \(1,\) do not fit targets \(2,\)"):
         attribute(deep_ensemble(one_output, regression, members=1), "gd")

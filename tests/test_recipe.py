@@ -67,7 +67,7 @@ def test_methods_that_need_the_weight_decay_in_the_loss_refuse_adamw(digits):
     [
         ({"optimizer": "rmsprop"}, "optimizer: 'rmsprop' is not possible; input should be 'adam', 'adamw' or 'sgd'"),
         ({"momentum": 0.9}, "momentum: 0.9 is for sgd; optimizer 'adam' has its own"),
-        ({"optimizer": "sgd", "momentum": 1}, "momentum: 1.0 is not possible; it must be from 0 to below 1"),
+        ({"optimizer": "sgd", "momentum": 1}, "momentum: 1 is not possible; input should be less than 1"),
         ({"epochs": 0}, "epochs: 0 is not possible; input should be greater than or equal to 1"),
         ({"epochs": 2.5}, "epochs: 2.5 is not possible"),
         ({"batch_size": True}, "batch_size: True is not possible; it must be a number"),

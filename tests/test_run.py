@@ -22,7 +22,7 @@ def write(path, **values):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"memebrs": 3}, "unknown key 'memebrs'; allowed are name, dataset, dataset_options, train_per_class"),
+        ({"memebrs": 3}, "unknown key 'memebrs'; allowed are epochs, batch_size, learning_rate, weight_decay"),
         ({"methods": "[loo, lime]"}, "methods.1: method 'lime' is not known; choose from ats, gc, gd, if, loo"),
         ({"methods": "[gd, gd]"}, "methods: gd, gd names a method twice; each may stand once"),
         ({"methods": "[]"}, "methods: [] is not possible"),
@@ -70,7 +70,7 @@ def test_wrong_params_give_one_line_and_write_nothing(tmp_path, capsys, values, 
     path = write(tmp_path / "bad.yaml", **TINY | {"store": tmp_path / "bad.zarr"} | values)
     assert run.main([str(path)]) == 2
     error = capsys.readouterr().err
-    assert message in error and error.startswith(f"{path}: ") and error.count("\n") == 1
+    assert message in error and error.startswith(f"{path}: refused: ") and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -144,7 +144,7 @@ def test_of_many_runs_one_that_fails_does_not_stop_the_rest(tmp_path, capfd):
     assert said[1].startswith("refused: unknown key 'memebrs'")
     assert said[2].startswith("done in 0.") and said[2].endswith(f"min, see {tmp_path / 'good.ipynb'}")
     assert said[3].startswith("planned, cnn2: ")
-    assert "typo.yaml: unknown key" in err and "not finite" in err
+    assert "typo.yaml: refused: unknown key" in err and "not finite" in err
     assert (tmp_path / "good.zarr").exists() and not (tmp_path / "typo.zarr").exists()
     assert not (tmp_path / "planned.zarr").exists()
 

@@ -162,7 +162,7 @@ def test_a_transformer_with_adapters(digits, name):
 
 def test_what_a_sampler_cannot_do_is_refused_by_name(digits, monkeypatch):
     sgld = samplers.sgld("logreg", digits, RECIPE, members=1, checkpoints=1)
-    with pytest.raises(ValueError, match="'continue' trains on from .* which sampler 'sgld' does not draw"):
+    with pytest.raises(ValueError, match="'continue' trains on from epochs; 'sgld' draws none; choose retrain"):
         attribute(sgld, "loo", options={"loo": {"protocol": "continue"}})
     with pytest.raises(ValueError, match="'mc_dropout' needs a model with dropout; cnn2 has no nn.Dropout layer"):
         samplers.mc_dropout("cnn2", digits, RECIPE)
@@ -219,12 +219,12 @@ def test_refusals(digits, options, message):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("crossed", {"members": 10}, "members: 10 is no grid of 3 initialisations"),
-        ("crossed", {"members": 3, "inits": 3}, "members: 3 is no grid of 3 initialisations"),
+        ("crossed", {"members": 10}, "members: 10 is no grid of 3 inits × batch orders, each 2 or more"),
+        ("crossed", {"members": 3, "inits": 3}, "members: 3 is no grid of 3 inits × batch orders, each 2 or more"),
         ("swag", {"collect": 4}, "collect: 4 is not possible; it must be from 2 to the 3 epochs"),
         ("sgld", {"step_size": 0}, "step_size: 0 is not possible; input should be greater than 0"),
         ("sgld", {"step_size": float("inf")}, "step_size: inf is not possible; input should be a finite number"),
-        ("crossed", {"members": 3}, "members: 3 is no grid of 2 initialisations"),
+        ("crossed", {"members": 3}, "members: 3 is no grid of 2 inits × batch orders, each 2 or more"),
         ("sgld", {"temperature": -1}, "temperature: -1 is not possible; input should be greater than or equal to 0"),
         ("sghmc", {"friction": 1.5}, "friction: 1.5 is not possible; input should be less than or equal to 1"),
         ("sghmc", {"friction": 0}, "friction: 0 is not possible; input should be greater than 0"),

@@ -80,7 +80,7 @@ def test_losses_do_not_depend_on_the_evaluation_batch(digits, monkeypatch):
     (draw,) = from_checkpoints("cnn2", digits, [models.cnn2(digits, 0).state_dict()]).draws(0)
     draw = replace(draw, theta={name: p.requires_grad_() for name, p in draw.theta.items()})
     whole = draw.losses(digits.test)
-    monkeypatch.setattr("tdalib.networks.EVAL_BATCH", 4)
+    monkeypatch.setattr("tdalib.samplers.draw.EVAL_BATCH", 4)
     torch.testing.assert_close(draw.losses(digits.test), whole)
     assert not whole.requires_grad
 

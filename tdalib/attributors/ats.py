@@ -6,8 +6,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from tdalib.attributors.methods import register
-from tdalib.data import Points, Task
-from tdalib.networks import Theta
+from tdalib.data import Task
 from tdalib.samplers import Draw
 
 
@@ -22,22 +21,16 @@ def one_more_step(draw: Draw, task: Task, removed: Sequence | None = None) -> Te
     Source: Nguyen et al. 2023, arXiv:2305.19765, section 3.
     """
     if draw.recipe is None:
-        raise ValueError(
-            "ats: a step needs the recipe of the training, which is not known; give it to from_checkpoints"
-        )
+        raise ValueError("ats: a step needs the training's recipe, which is not known; give it to from_checkpoints")
     before = draw.losses(task.test)
     removed = [[j] for j in range(len(task.train))] if removed is None else removed
     tau = before.new_zeros(len(removed), len(before), dtype=task.train.dtype)
     for k, points in enumerate(removed):
         if len(points):
-            stepped = replace(draw, theta=_step(draw, task.train[points]))
+            batch = task.train[points]
+            stepped = replace(draw, theta={name: p.clone().requires_grad_() for name, p in draw.theta.items()})
+            optimizer = draw.recipe.start(stepped.theta.values())
+            draw.objective.loss(stepped(batch.inputs), batch.targets).mean().backward()
+            optimizer.step()
             tau[k] = before - stepped.losses(task.test)
     return tau
-
-
-def _step(draw: Draw, points: Points) -> Theta:
-    theta = {name: p.clone().requires_grad_() for name, p in draw.theta.items()}
-    optimizer = draw.recipe.start(theta.values())
-    draw.objective.loss(draw.outputs(theta, points.inputs), points.targets).mean().backward()
-    optimizer.step()
-    return {name: p.detach() for name, p in theta.items()}

@@ -49,12 +49,12 @@ class Gradients:
     def __init__(self, draw: Draw, points: Points, cotangents: Tensor, memory: float):
         self.draw, self.points, self.cotangents = draw, points, cotangents
         self.layers = outer_product_layers(draw, points)
-        share, per_example = memory * 1e9 / 4, cotangents.shape[1]  # a block, the next, its parts, the products
-        dense = sum(p.numel() for name, p in draw.theta.items() if name.rpartition(".")[0] not in self.layers)
+        self.dense = {name: p for name, p in draw.theta.items() if name.rpartition(".")[0] not in self.layers}
+        dense = sum(p.numel() for p in self.dense.values())
         factors = sum(layer.in_features + layer.out_features for layer in self.layers.values())
-        size = points.dtype.itemsize
-        rows = share / (size * (dense + factors))
-        rows = min(rows, (share / (3 * size)) ** 0.5)  # of one block with another: three squares
+        per_example = cotangents.shape[1]
+        share = memory * 1e9 / 4 / points.dtype.itemsize  # numbers: a block, the next, its parts, the products
+        rows = min(share / (dense + factors), (share / 3) ** 0.5)  # of one block with another: three squares
         self.block = max(1, int(rows / per_example))
         self.chunk = max(1, min(CHUNK_ROWS, examples_at_once(draw, points, memory)) // per_example)
         self.whole = None
@@ -65,10 +65,34 @@ class Gradients:
     def __iter__(self) -> Iterator[tuple[slice, Rows]]:
         k, first = self.cotangents.shape[1], 0
         for points, cotangents in zip(self.points.split(self.block), self.cotangents.split(self.block), strict=True):
-            rows = self.whole or _rows(self.draw, self.layers, points, cotangents, self.chunk)
+            rows = self.whole or self._rows(points, cotangents)
             if len(points) == len(self.points):
                 self.whole = rows
             yield slice(first, first := first + len(points) * k), rows
+
+    def _rows(self, points: Points, cotangents: Tensor) -> Rows:
+        draw, layers = self.draw, self.layers
+
+        def one(xi, vi):  # vi (k, ...)
+            def forward(dense, shift):
+                seen = {}
+                with ExitStack() as hooks:
+                    for name, layer in layers.items():
+                        hooks.enter_context(layer.register_forward_hook(_tap(name, shift, seen)))
+                    one_point = of_each(lambda x: x[None], xi)
+                    return forward_at(draw.model, draw.rest | draw.theta | dense, one_point)[0], seen
+
+            shift = {name: vi.new_zeros(layer.out_features) for name, layer in layers.items()}
+            _, pull, seen = vjp(forward, self.dense, shift, has_aux=True)
+            by_dense, by_output = vmap(pull)(vi)
+            flat = [g.flatten(1) for g in by_dense.values()]  # (k, size)
+            return torch.cat(flat, 1) if flat else vi.new_zeros(len(vi), 0), seen, by_output
+
+        dense, inputs, outputs = vmap(one, chunk_size=self.chunk)(points.inputs, cotangents)
+        for name, a in inputs.items():
+            if f"{name}.bias" in draw.theta:
+                inputs[name] = nn.functional.pad(a, (0, 1), value=1)
+        return Rows(dense, inputs, outputs)
 
 
 def examples_at_once(draw: Draw, points: Points, memory: float) -> int:
@@ -114,35 +138,6 @@ def inner(left: Rows, right: Rows) -> Tensor:
     return products
 
 
-def _rows(draw: Draw, layers: dict[str, nn.Linear], points: Points, cotangents: Tensor, chunk: int) -> Rows:
-    dense = {name: p for name, p in draw.theta.items() if name.rpartition(".")[0] not in layers}
-
-    def one(xi, vi):  # vi (k, ...)
-        def forward(dense, shift):
-            seen = {}
-            with ExitStack() as hooks:
-                for name, layer in layers.items():
-                    hooks.enter_context(layer.register_forward_hook(_tap(name, shift, seen)))
-                one_point = of_each(lambda x: x[None], xi)
-                output = forward_at(draw.model, draw.rest | draw.theta | dense, one_point)[0]
-            return output, seen
-
-        shift = {name: vi.new_zeros(layer.out_features) for name, layer in layers.items()}
-        _, pull, seen = vjp(forward, dense, shift, has_aux=True)
-        by_dense, by_output = vmap(pull)(vi)
-        flat = [g.flatten(1) for g in by_dense.values()]  # (k, size)
-        return torch.cat(flat, 1) if flat else vi.new_zeros(len(vi), 0), seen, by_output
-
-    chunks = zip(points.split(chunk), cotangents.split(chunk), strict=True)
-    parts = [vmap(one)(some.inputs, of_them) for some, of_them in chunks]
-    inputs = {name: torch.cat([seen[name] for _, seen, _ in parts]) for name in layers}
-    return Rows(
-        dense=torch.cat([part for part, _, _ in parts]),
-        inputs={name: _with_bias(a) if f"{name}.bias" in draw.theta else a for name, a in inputs.items()},
-        outputs={name: torch.cat([by_output[name] for _, _, by_output in parts]) for name in layers},
-    )
-
-
 def _tap(name: str, shift: dict, seen: dict):
     """Forward hook: note the layer's input, and add a zero to its output whose gradient is the output's."""
 
@@ -151,7 +146,3 @@ def _tap(name: str, shift: dict, seen: dict):
         return output + shift[name]
 
     return hook
-
-
-def _with_bias(a: Tensor) -> Tensor:
-    return torch.cat([a, a.new_ones(len(a), 1)], 1)

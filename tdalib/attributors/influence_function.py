@@ -1,6 +1,7 @@
 """Influence functions."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -87,16 +88,14 @@ def _cg(draw: Draw, task: Task, asked: np.ndarray, damping: float, memory: float
     at_once = examples_at_once(draw, train, memory)
 
     def along(points: Points, direction: Theta) -> Tensor:  # J direction, (points, ...)
-        parts = []
-        for part in points.split(at_once):
-            _, moved = jvp(lambda theta: draw.outputs(theta, part.inputs), (draw.theta,), (direction,))  # noqa: B023
-            parts.append(moved)
-        return torch.cat(parts)
+        functions = [partial(draw.outputs, inputs=part.inputs) for part in points.split(at_once)]
+        return torch.cat([jvp(outputs, (draw.theta,), (direction,))[1] for outputs in functions])
 
     def back(points: Points, cotangents: Tensor) -> np.ndarray:  # Jᵀ cotangents, (P,)
         total = 0
         for part, cotangent in zip(points.split(at_once), cotangents.split(at_once), strict=True):
-            (by_name,) = vjp(lambda theta: draw.outputs(theta, part.inputs), draw.theta)[1](cotangent)  # noqa: B023
+            _, pull = vjp(partial(draw.outputs, inputs=part.inputs), draw.theta)
+            (by_name,) = pull(cotangent)
             total = total + torch.cat([g.flatten() for g in by_name.values()])
         return total.cpu().numpy()
 
@@ -109,16 +108,12 @@ def _cg(draw: Draw, task: Task, asked: np.ndarray, damping: float, memory: float
     for k, j in enumerate(asked):
         gradient = back(train[j : j + 1], residual[j : j + 1])  # ∇L(z_j)
         operator = LinearOperator((len(gradient),) * 2, matvec=product, dtype=gradient.dtype)
-        moved = along(task.test, _unflatten(_solve(operator, gradient), draw.theta))
+        solution, failed = cg(operator, gradient, rtol=1e-6, maxiter=1000)
+        if failed:
+            raise RuntimeError("if: conjugate gradients did not converge in 1000 steps; a larger damping helps")
+        moved = along(task.test, _unflatten(solution, draw.theta))
         tau[k] = (residual_of_test * moved).flatten(1).sum(1) / n  # ∇L(z)ᵀ solution
     return tau
-
-
-def _solve(operator: LinearOperator, gradient: np.ndarray) -> np.ndarray:
-    solution, failed = cg(operator, gradient, rtol=1e-6, maxiter=1000)
-    if failed:
-        raise RuntimeError("if: conjugate gradients did not converge in 1000 steps; a larger damping helps")
-    return solution
 
 
 def _unflatten(vector: np.ndarray, theta: Theta) -> Theta:

@@ -42,15 +42,11 @@ def leave_one_out(
     if protocol == "retrain":
         trained = posterior.draws_under(member, weights)
     elif posterior.kind != "epochs":
-        raise ValueError(
-            f"loo: protocol {protocol!r} trains on from the epochs of a training, which sampler "
-            f"{posterior.sampler!r} does not draw; choose retrain"
-        )
+        raise ValueError(f"loo: {protocol!r} trains on from epochs; {posterior.sampler!r} draws none; choose retrain")
     else:
         trained = zip(*(_continued(draw, posterior, weights) for draw in posterior.draws(member)), strict=True)
-    losses = [
-        torch.stack([draw.losses(posterior.task.test) for draw in draws]) for draws in trained
-    ]  # the draws of a removal are let go before the next
+    # the draws of a removal are let go before the next
+    losses = [torch.stack([draw.losses(posterior.task.test) for draw in draws]) for draws in trained]
     losses = torch.stack(losses, dim=1)
     return (losses[:, 1:], losses[:, :1]) if with_control else losses
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from tdalib.objectives import Objective
@@ -41,10 +42,6 @@ class Method:
     def __post_init__(self):
         check_fields(self)
 
-    @property
-    def retrains(self) -> bool:
-        return self.scope == "retrain"
-
     def unit_of(self, objective: Objective) -> str:
         """The unit of τ for an objective."""
         return self.unit.replace("{loss}", objective.unit)
@@ -74,7 +71,4 @@ def summed(rows: Tensor, removed: Sequence | None, asked: np.ndarray) -> Tensor:
     at = [np.searchsorted(asked, points) for points in removed]
     if of_single_points(removed):
         return rows[np.concatenate(at)]
-    member = rows.new_zeros(len(removed), len(asked))
-    for k, positions in enumerate(at):
-        member[k, positions] = 1
-    return member @ rows
+    return torch.stack([rows[positions].sum(0) for positions in at])

@@ -15,8 +15,7 @@ from tdalib.samplers import Draw
 
 def outer_product_layers(draw: Draw, points: Points) -> dict[str, nn.Linear]:
     """Linear layers that are called once, on one vector per example, and whose trained weights serve nothing else."""
-    first = min(1, len(points) - 1)
-    pair = points[[0, first]]
+    pair = points[[0, len(points) - 1]]
     layers = {
         name: module
         for name, module in draw.model.named_modules()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -66,9 +67,7 @@ class Points:
 
         return Points(of_each(moved, self.inputs), moved(self.targets), self.labels)
 
-    @property
-    def device(self) -> torch.device:
-        return self.targets.device
+    device = property(attrgetter("targets.device"))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -70,7 +70,7 @@ def loader(name: str) -> Callable[..., Task]:
     raise ValueError(f"dataset {name!r} is not known; choose from {known}, an .npz file or a folder of images")
 
 
-@checked
+@partial(checked, owner="from_file")
 def from_file(name, *, train_per_class: Count, test_per_class: Count, seed: Natural = 0) -> Task:
     """A subset of a shipped data set or of your own `.npz` file, see `load`.
 
@@ -83,7 +83,6 @@ def from_file(name, *, train_per_class: Count, test_per_class: Count, seed: Natu
     return replace(whole, train=whole.train[train], test=whole.test[test])
 
 
-@checked
 def from_paper(name, *, train_per_class: Literal[10, 20, 50], test_per_class: Count, seed: Natural = 0) -> Task:
     """The images whose indices were published with the paper's code, in the order published.
 
@@ -107,7 +106,7 @@ def from_paper(name, *, train_per_class: Literal[10, 20, 50], test_per_class: Co
     return replace(whole, train=whole.train[arrays[f"train_{train_per_class}"]], test=whole.test[test])
 
 
-@checked
+@partial(checked, owner="from_torchvision")
 def from_torchvision(
     name: str, *, train_per_class: Count, test_per_class: Count, seed: Natural = 0, root: str = "~/.cache/tdalib"
 ) -> Task:
@@ -136,7 +135,7 @@ def from_torchvision(
     return from_arrays(**picked)
 
 
-@checked
+@partial(checked, owner="from_folder")
 def from_folder(
     path,
     *,

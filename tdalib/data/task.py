@@ -134,7 +134,11 @@ def from_arrays(
     for key, of_splits in (labels or {}).items():
         for split, values in zip(SPLITS, of_splits, strict=True):
             points[split].labels[key] = _label(values, len(y[split]), f"labels[{key!r}]")
-    return Task(**points, objective=_objective(objective, y["train"]), name=name, classes=names)
+    default = "squared_error" if y["train"].dtype.kind == "f" else "cross_entropy"
+    known = objectives.get(default if objective is None else objective)
+    if known.likelihood == "classification" and not are_classes(y["train"]):
+        raise ValueError(f"objective {known.name!r} needs classes as targets, whole numbers of shape (n,)")
+    return Task(**points, objective=known, name=name, classes=names)
 
 
 def are_classes(targets: np.ndarray) -> bool:
@@ -156,7 +160,14 @@ def _points(x, targets: np.ndarray, index, split: str) -> Points:
     arrays = {f"x_{split}[{key!r}]": part for key, part in x.items()} if isinstance(x, dict) else {f"x_{split}": x}
     for key, part in arrays.items():
         part = np.asarray(part)
-        _check_inputs(part, key, axes=1 if isinstance(x, dict) else 2)
+        if part.ndim < (1 if isinstance(x, dict) else 2) or len(part) == 0:
+            raise ValueError(f"{key} has shape {part.shape}; it needs at least one point and one feature axis")
+        if part.dtype == np.uint8 and (part.ndim < 3 or part.shape[3:] not in ((), (1,), (3,))):
+            raise ValueError(f"{key}: uint8 images need shape (n, height, width) or (n, height, width, 1 or 3)")
+        if part.dtype.kind not in "fiub":
+            raise ValueError(f"{key} holds {part.dtype}; give uint8 images, floats or integers")
+        if len(bad := np.flatnonzero(~np.isfinite(part).reshape(len(part), -1).all(axis=1))):
+            raise ValueError(f"{key}[{bad[0]}] has a value that is not finite; every value must be a number")
         if targets.shape[:1] != (len(part),):
             raise ValueError(f"y_{split} has shape {targets.shape}; it needs one label for each of {len(part)} points")
     if targets.dtype.kind not in "fiu" or (are_classes(targets) and targets.min() < 0):
@@ -168,27 +179,10 @@ def _points(x, targets: np.ndarray, index, split: str) -> Points:
     index = _label(np.arange(len(targets)) if index is None else index, len(targets), f"{split}_index")
     if index.dtype.kind not in "iu":
         raise ValueError(f"{split}_index must hold one whole number for each of {len(targets)} points")
-    return Points(inputs, _target_tensor(targets, floats), {"index": index.astype(np.int64)})
-
-
-def _check_inputs(x: np.ndarray, key: str, axes: int) -> None:
-    if x.ndim < axes or len(x) == 0:
-        raise ValueError(f"{key} has shape {x.shape}; it needs at least one point and one feature axis")
-    if x.dtype == np.uint8 and (x.ndim < 3 or x.shape[3:] not in ((), (1,), (3,))):
-        raise ValueError(f"{key}: uint8 images need shape (n, height, width) or (n, height, width, 1 or 3)")
-    if x.dtype.kind not in "fiub":
-        raise ValueError(f"{key} holds {x.dtype}; give uint8 images, floats or integers")
-    if len(bad := np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))):
-        raise ValueError(f"{key}[{bad[0]}] has a value that is not finite; every value must be a number")
-
-
-def _objective(objective, targets: np.ndarray) -> Objective:
-    if objective is None:
-        objective = "squared_error" if targets.dtype.kind == "f" else "cross_entropy"
-    known = objectives.get(objective)
-    if known.likelihood == "classification" and not are_classes(targets):
-        raise ValueError(f"objective {known.name!r} needs classes as targets, whole numbers of shape (n,)")
-    return known
+    targets = torch.as_tensor(targets.astype(np.int64 if targets.dtype.kind in "iu" else np.float64))
+    if targets.is_floating_point():  # of the inputs' type, with one axis at least
+        targets = targets.to(floats) if targets.ndim > 1 else targets.to(floats)[:, None]
+    return Points(inputs, targets, {"index": index.astype(np.int64)})
 
 
 def _label(values, count: int, key: str) -> np.ndarray:
@@ -211,11 +205,3 @@ def _tensor(x: np.ndarray) -> Tensor:
     x = torch.from_numpy(np.ascontiguousarray(x, dtype=kept[x.dtype.kind]))
     images = x.ndim == 4 and x.is_floating_point()
     return x.contiguous(memory_format=torch.channels_last) if images else x  # the faster layout on CPUs
-
-
-def _target_tensor(targets: np.ndarray, floats: torch.dtype) -> Tensor:
-    """Targets as a tensor: whole numbers, or floats of the inputs' type with one axis at least."""
-    if targets.dtype.kind in "iu":
-        return torch.as_tensor(targets.astype(np.int64))
-    targets = torch.as_tensor(targets.astype(np.float64)).to(floats)
-    return targets[:, None] if targets.ndim == 1 else targets

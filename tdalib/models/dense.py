@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from tdalib.data import Task
 from tdalib.models.network_functions import register
-from tdalib.options import Count, Number
+from tdalib.options import Count, Fraction
 
 
 @register("logreg")
@@ -17,7 +17,7 @@ def logreg(task: Task, seed: int) -> nn.Module:
 
 @register("mlp")
 def mlp(
-    task: Task, seed: int, *, depth: Count = 2, width: Count = 128, skip: bool = False, dropout: Number = 0.0
+    task: Task, seed: int, *, depth: Count = 2, width: Count = 128, skip: bool = False, dropout: Fraction = 0.0
 ) -> nn.Module:
     """Multi-layer perceptron: `depth` hidden layers of `width` with GELU, for studies of the architecture.
 
@@ -30,8 +30,6 @@ def mlp(
     dropout : float
         Share of every hidden layer's outputs that training drops, below 1.
     """
-    if not 0 <= dropout < 1:
-        raise ValueError(f"mlp: dropout {dropout} is not possible; it must be from 0 to below 1")
     drop = [nn.Dropout(dropout)] if dropout else []
     layers = [nn.Flatten(), nn.Linear(_features("mlp", task), width), nn.GELU(), *drop]
     for _ in range(depth - 1):

@@ -79,8 +79,8 @@ def _pretrained(backbone: str | None, outputs: int):
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # LoRA's alone
-    safe = {"use_safetensors": True, "trust_remote_code": False}
-    options = safe | no_dropout | {"attn_implementation": "eager"}  # which vmap can batch
+    # eager attention is what vmap can batch
+    options = no_dropout | {"use_safetensors": True, "trust_remote_code": False, "attn_implementation": "eager"}
     try:
         folder = _folder(backbone)
         logging.set_verbosity_error()  # else it says that the classifier is new

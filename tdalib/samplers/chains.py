@@ -1,6 +1,5 @@
 """SGLD and SGHMC: Markov chains along the stochastic gradient, around a trained mode."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from tdalib.data import Task
 from tdalib.networks import Theta
 from tdalib.options import Count, Natural, NonNegative, Positive
-from tdalib.samplers.draw import Draw
+from tdalib.samplers.draw import Draw, Draws
 from tdalib.samplers.ensemble import modes
 from tdalib.samplers.posterior import NOISE, Member, Posterior, derive_seed, register, standard_normals
 from tdalib.training import batch_order
@@ -87,14 +86,14 @@ def sghmc(
     return replace(posterior, sample=run_sghmc, options=options, kind="chain")
 
 
-def run_sgld(posterior: Posterior, member: Member, weights: Tensor, *, step_size, **options) -> Iterator[list[Draw]]:
+def run_sgld(posterior: Posterior, member: Member, weights: Tensor, *, step_size, **options) -> Draws:
     """One member: SGHMC with friction 1, which keeps no momentum, at half the step size."""
     return run_sghmc(posterior, member, weights, step_size=step_size / 2, friction=1.0, **options)
 
 
 def run_sghmc(
     posterior: Posterior, member: Member, weights: Tensor, *, step_size, friction, temperature, burn_in, thin
-) -> Iterator[list[Draw]]:
+) -> Draws:
     """One member: a training and a chain from its end, once for each row of `weights`, in equal batches and noise."""
     recipe, task = replace(posterior.recipe, epochs=burn_in + thin * posterior.checkpoints), posterior.task
     batches = batch_order(len(task.train), recipe, derive_seed(member.batch_seed, 0, NOISE))
@@ -115,9 +114,7 @@ def run_sghmc(
         yield posterior.around(mode, kept)
 
 
-def potential_gradient(
-    draw: Draw, theta: Theta, task: Task, batch: Tensor, weight: Tensor, renormalise: bool = False
-) -> Theta:
+def potential_gradient(draw: Draw, theta: Theta, task: Task, batch: Tensor, weight: Tensor, renormalise: bool) -> Theta:
     """∇Û(θ) = (n / |B|) Σ_{i ∈ B} w_i ∇L(z_i) + n λ θ, an unbiased estimate of ∇U by a batch B of the n train points.
 
     U(θ) = Σ_i w_i L(z_i) + (n λ / 2) ‖θ‖² is −log p(θ|D) up to a constant: n times what the recipe minimises, so that

@@ -1,12 +1,14 @@
 """A draw: one θ ~ p(θ|D), with all that the network's outputs depend on."""
 
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from tdalib.data import Inputs, Points
-from tdalib.networks import State, Theta, forward_at, in_batches, set_state
+from tdalib.networks import EVAL_BATCH, State, Theta, forward_at, set_state
 from tdalib.objectives import Objective
 from tdalib.training import Recipe
 
@@ -51,7 +53,8 @@ class Draw:
 
     def all_outputs(self, points: Points) -> Tensor:
         """Outputs at this θ of many points, a batch at a time, (points, ...); no gradient."""
-        return in_batches(self, points)
+        with torch.no_grad():
+            return torch.cat([self(part.inputs) for part in points.split(EVAL_BATCH)])
 
     def losses(self, points: Points) -> Tensor:
         """The objective at this θ of every point, (points,), float64."""
@@ -71,3 +74,6 @@ class Draw:
         """The same draw for one who may change what it holds."""
         theta, rest = ({name: p.clone() for name, p in held.items()} for held in (self.theta, self.rest))
         return replace(self, theta=theta, rest=rest, model=self.module())
+
+
+Draws = Iterator[list[Draw]]  # of a member, a list for each row of weights

@@ -1,6 +1,6 @@
 """MC dropout: dropout masks kept at a trained mode."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tdalib.data import Task
 from tdalib.networks import calls
-from tdalib.samplers.draw import Draw
+from tdalib.samplers.draw import Draws
 from tdalib.samplers.ensemble import modes
 from tdalib.samplers.posterior import NOISE, Member, Posterior, derive_seed, register
 
@@ -26,15 +26,12 @@ def mc_dropout(posterior: Posterior) -> Posterior:
     Source: Gal and Ghahramani 2016, arXiv:1506.02142.
     """
     if not dropouts(posterior.build(posterior.task, posterior.members[0].init_seed)):
-        name = getattr(getattr(posterior.build, "func", posterior.build), "__name__", "this model")
-        raise ValueError(
-            f"sampler 'mc_dropout' needs a model with dropout; {name} has no nn.Dropout layer "
-            "(mlp has some with its option dropout)"
-        )
+        name = posterior.description()["model"]
+        raise ValueError(f"'mc_dropout' needs a model with dropout; {name} has no nn.Dropout layer (mlp takes dropout)")
     return replace(posterior, build=Masked(posterior.build), sample=run_masked, kind="independent")
 
 
-def run_masked(posterior: Posterior, member: Member, weights: Tensor) -> Iterator[list[Draw]]:
+def run_masked(posterior: Posterior, member: Member, weights: Tensor) -> Draws:
     """One member: a training and masks for its end, once for each row of `weights`."""
     seed = derive_seed(member.batch_seed, 0, NOISE)
     for mode in modes(posterior, member, weights):

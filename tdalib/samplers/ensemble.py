@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from tdalib.options import Count
-from tdalib.samplers.draw import Draw
+from tdalib.samplers.draw import Draw, Draws
 from tdalib.samplers.posterior import Member, Posterior, register
 from tdalib.training import train, train_stack
 
@@ -46,16 +46,13 @@ def crossed(posterior: Posterior, *, inits: Count | None = None) -> Posterior:
     count = len(posterior.members)
     inits = max(2, isqrt(count)) if inits is None else inits
     if inits < 2 or count % inits or count // inits < 2:
-        raise ValueError(
-            f"members: {count} is no grid of {inits} initialisations × batch orders, 2 of each or more; "
-            "take a square number, or set inits to a divisor"
-        )
+        raise ValueError(f"members: {count} is no grid of {inits} inits × batch orders, each 2 or more; set inits")
     orders = count // inits
     grid = tuple(Member.of(posterior.seed, k, init=k // orders, batch=k % orders) for k in range(count))
     return replace(posterior, members=grid, sample=train_member)
 
 
-def train_member(posterior: Posterior, member: Member, weights: Tensor) -> Iterator[list[Draw]]:
+def train_member(posterior: Posterior, member: Member, weights: Tensor) -> Draws:
     """Train one member from its own initialisation in its own batch order, once for each row of `weights`."""
     training = posterior.training(member)
     trainer = train if posterior.stacked == 1 else train_stack

@@ -1,7 +1,6 @@
 """Finished checkpoints: trained elsewhere, and taken as draws."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from tdalib import models
 from tdalib.data import Task, resolve
 from tdalib.networks import State, fingerprint, state_of
-from tdalib.samplers.draw import Draw
+from tdalib.samplers.draw import Draws
 from tdalib.samplers.posterior import Member, Posterior
 from tdalib.training import Recipe
 
@@ -47,26 +46,24 @@ def from_checkpoints(
         A file that cannot be read or does not fit the network, or members with unequal numbers of checkpoints.
     """
     count = len(checkpoints)
+    whose = np.arange(count) if members is None else members
     if isinstance(members, int):
         whose = np.repeat(np.arange(members), count // max(1, members))
-    else:
-        whose = np.arange(count) if members is None else np.asarray(members)
-    counts = dict(zip(*np.unique(whose, return_counts=True), strict=True))
-    if len(whose) != count or len(set(counts.values())) != 1:
-        held = ", ".join(map(str, counts.values())) or "no"
+    indices, counts = np.unique(whose, return_counts=True)
+    if counts.sum() != count or len(set(counts)) != 1:
+        held = ", ".join(map(str, counts)) or "no"
         raise ValueError(f"members: {held} of {count} checkpoints; each member needs one at least, all equally many")
     build = models.get(model)
     network = build(task, 0)
     states = [_fitting(_read(each), network, k) for k, each in enumerate(checkpoints)]
-    of_member = {int(index): [states[k] for k in np.flatnonzero(whose == index)] for index in counts}
+    of_member = {index: [states[k] for k in np.flatnonzero(np.equal(whose, index))] for index in indices.tolist()}
     every = {f"{k} {name}": p for k, state in enumerate(states) for name, p in (state.theta | state.rest).items()}
-    options = {"states": of_member, "sha256": fingerprint(every)}
+    own = {"states": of_member, "sha256": fingerprint(every)}
     each = tuple(Member(index, 0, 0) for index in of_member)
-    found = Posterior(task, build, recipe, each, count // len(each), _held, options, kind="finished")
-    return replace(found, sampler="from_checkpoints")
+    return Posterior(task, build, recipe, each, count // len(each), _held, own, "finished", sampler="from_checkpoints")
 
 
-def _held(posterior: Posterior, member: Member, weights: Tensor, *, states, sha256) -> Iterator[list[Draw]]:
+def _held(posterior: Posterior, member: Member, weights: Tensor, *, states, sha256) -> Draws:
     network = posterior.build(posterior.task, 0).eval()
     device = posterior.task.train.device
     asked = states[member.index][-posterior.checkpoints :]

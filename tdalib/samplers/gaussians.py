@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 from torch.utils.data import DataLoader, TensorDataset
 
-from tdalib.data import Task
+from tdalib.data import Points
 from tdalib.networks import Theta, state_of, trainable
 from tdalib.options import Count, NonNegative
-from tdalib.samplers.draw import Draw
+from tdalib.samplers.draw import Draw, Draws
 from tdalib.samplers.ensemble import modes, train_member
 from tdalib.samplers.posterior import NOISE, Member, Posterior, derive_seed, register, standard_normals
 
@@ -47,7 +47,7 @@ def swag(posterior: Posterior, *, collect: Annotated[Count, Field(ge=2)] = 10) -
     return replace(posterior, sample=run_swag, options={"collect": collect}, kind="independent")
 
 
-def run_swag(posterior: Posterior, member: Member, weights: Tensor, *, collect) -> Iterator[list[Draw]]:
+def run_swag(posterior: Posterior, member: Member, weights: Tensor, *, collect) -> Draws:
     """One member: a training and draws from the Gaussian fitted to its end, once for each row of `weights`."""
     kept = min(collect, posterior.recipe.epochs)  # a trial run has fewer epochs
     for draws in train_member(replace(posterior, checkpoints=kept, kind="epochs"), member, weights):
@@ -58,16 +58,14 @@ def run_swag(posterior: Posterior, member: Member, weights: Tensor, *, collect) 
 
 def gaussian(trajectory: list[Theta], count: int, stream: torch.Generator) -> Iterator[Theta]:
     """`count` draws from the SWAG Gaussian of a trajectory: θ̄ + √½ σ z₁ + D z₂ / √(2 (K − 1)), (P,) each."""
-    mean, deviations, spread = {}, {}, {}
-    for name in trajectory[0]:
-        values = torch.stack([theta[name] for theta in trajectory])  # (K, ...)
-        mean[name] = values.mean(0)
-        deviations[name] = values - mean[name]
-        spread[name] = deviations[name].square().mean(0).sqrt()
-    rank = max(1, len(trajectory) - 1)
+    values = {name: torch.stack([theta[name] for theta in trajectory]) for name in trajectory[0]}  # (K, ...)
+    mean = {name: of_each.mean(0) for name, of_each in values.items()}
+    spread = {name: of_each.std(0, correction=0) for name, of_each in values.items()}
+    deviations = {name: of_each - mean[name] for name, of_each in values.items()}
+    like, rank = next(iter(mean.values())), max(1, len(trajectory) - 1)
     for _ in range(count):
         z1 = standard_normals(mean, stream)
-        z2 = torch.empty(len(trajectory), dtype=values.dtype).normal_(generator=stream).to(values.device)  # (K,)
+        z2 = torch.randn(len(trajectory), dtype=like.dtype, generator=stream).to(like.device)  # (K,)
         diagonal = {name: spread[name] * z1[name] / 2**0.5 for name in mean}
         low_rank = {name: torch.tensordot(z2, deviations[name], 1) / (2 * rank) ** 0.5 for name in mean}
         yield {name: centre + diagonal[name] + low_rank[name] for name, centre in mean.items()}
@@ -115,17 +113,12 @@ def laplace(
     if posterior.recipe.l2("sampler 'laplace'") == 0:
         raise ValueError("weight_decay: 0 leaves laplace without a prior; it must be above 0")
     if posterior.task.objective.likelihood is None:
-        raise ValueError(
-            f"sampler 'laplace': laplace-torch knows no likelihood of the objective {posterior.task.objective.name!r}; "
-            "it needs one registered with a likelihood"
-        )
+        raise ValueError(f"laplace: objective {posterior.task.objective.name!r} has no likelihood; register one")
     options = {"subset": subset, "structure": structure, "temperature": temperature}
     return replace(posterior, sample=run_laplace, options=options, kind="independent")
 
 
-def run_laplace(
-    posterior: Posterior, member: Member, weights: Tensor, *, subset, structure, temperature
-) -> Iterator[list[Draw]]:
+def run_laplace(posterior: Posterior, member: Member, weights: Tensor, *, subset, structure, temperature) -> Draws:
     """One member: a training and draws from the Gaussian at its end, once for each row of `weights`."""
     task = posterior.task
     for weight, mode in zip(weights, modes(posterior, member, weights), strict=True):
@@ -133,7 +126,7 @@ def run_laplace(
             raise ValueError("laplace: a point is in the data or not; its weight must be 0 or 1")
         left = weight.nonzero()[:, 0]
         counted = len(left) if posterior.renormalise else len(weight)  # n H is that of so many points
-        fitted, network, covered = _fit(mode, task, left, counted, subset, structure)
+        fitted, network, covered = _fit(mode, task.train[left], counted, subset, structure)
         stream = torch.Generator(task.train.device).manual_seed(derive_seed(member.batch_seed, 0, NOISE))
         drawn = fitted.sample(posterior.checkpoints, stream)
         samples = fitted.mean + (temperature * counted / len(weight)) ** 0.5 * (drawn - fitted.mean)
@@ -144,23 +137,20 @@ def run_laplace(
         yield posterior.around(mode, thetas)
 
 
-def _fit(mode: Draw, task: Task, left: Tensor, counted: int, subset: str, structure: str):
+def _fit(mode: Draw, points: Points, counted: int, subset: str, structure: str):
     """laplace-torch's posterior at the mode given the points left, a network, and its weights that are covered."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own torch.jit
-        from laplace import Laplace  # takes seconds
     network = mode.module().to(memory_format=torch.contiguous_format)  # laplace-torch views parameters flat
     count = sum(p.numel() for p in mode.theta.values())
     if (subset, structure) == ("all", "full") and count > MOST:
         raise ValueError(f"laplace: structure 'full' is not possible for all {count:,} weights; choose kron or diag")
-    prior = float(counted * mode.recipe.weight_decay)
-    fitted = Laplace(network, task.objective.likelihood, subset, structure, prior_precision=prior)
-    points = task.train[left]
     if isinstance(points.inputs, dict):
         raise ValueError("sampler 'laplace': laplace-torch takes inputs of one tensor, not a dict of them")
     given = TensorDataset(points.inputs, points.targets)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+    prior = float(counted * mode.recipe.weight_decay)
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch's, of its own torch.jit
+        from laplace import Laplace  # takes seconds
+
+        fitted = Laplace(network, mode.objective.likelihood, subset, structure, prior_precision=prior)
         fitted.fit(DataLoader(given, FIT_BATCH[structure], generator=torch.Generator()))  # else the global one moves
     if subset == "all":
         return fitted, network, list(trainable(network).values())

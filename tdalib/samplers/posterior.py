@@ -1,9 +1,10 @@
-"""A posterior: members × checkpoints draws, each a pure function of the seeds, under any weights of the points."""
+"""A posterior: members × checkpoints draws, each a pure function of the seeds, under any weights; and their runs."""
 
 from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import wraps
-from inspect import Signature, signature
+from inspect import Signature, getdoc, signature
 from typing import Any, Literal
 
 import numpy as np
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 
 from tdalib import models
 from tdalib.data import Task
-from tdalib.networks import State, Theta, fingerprint
+from tdalib.networks import State, Theta, fingerprint, state_of
 from tdalib.options import Count, Natural
 from tdalib.registry import Registry
-from tdalib.samplers.draw import Draw
-from tdalib.training import Recipe, Training
+from tdalib.samplers.draw import Draw, Draws
+from tdalib.training import Recipe, Training, follow
 
 GPU_STACK = 100  # retrainings trained at once on a GPU
 INIT, BATCH, NOISE = 0, 1, 2  # roles of a seed
@@ -44,26 +45,27 @@ def register(name: str, *, checkpoints: int = 5):
             stack: Count | None = None,
             **options,
         ) -> Posterior:
+            """As for every sampler: `model` is a name, a network or a function (task, seed) → nn.Module; `members`
+            counts the independent trainings, and `checkpoints` the draws of each; `stack` is how many retrainings are
+            trained as one with `torch.func.vmap`, faster on a GPU and slower on a CPU (1: one by one; by default 1 on a
+            CPU and 100 on a GPU; `attribute` makes stacks of whole blocks of 25, and of θ itself).
+            """
             build, each = models.get(model), independent(seed, members)
             start = Posterior(task, build, recipe, each, checkpoints, seed=seed, stack=stack, sampler=name)
-            return function(start, **options).checked()
+            posterior = function(start, **options)
+            if posterior.kind == "epochs" and checkpoints > recipe.epochs:
+                raise ValueError(f"checkpoints: {checkpoints} is not possible with {recipe.epochs} epochs")
+            return posterior
 
         own = [p for p in signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         shared = [p for p in signature(sampler).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        doc = f"{getdoc(function) or name}\n\n{getdoc(sampler)}"
         sampler = wraps(function)(sampler)
-        sampler.__doc__ = function.__doc__ + COMMON
+        sampler.__doc__ = doc
         sampler.__signature__ = Signature([*shared, *own], return_annotation=Posterior)
         return SAMPLERS.register(name)(sampler)
 
     return decorate
-
-
-COMMON = """
-    As for every sampler: `model` is a name, a network or a function (task, seed) → nn.Module; `members` counts the
-    independent trainings, and `checkpoints` the draws of each; `stack` is how many retrainings are trained as one with
-    `torch.func.vmap`, faster on a GPU and slower on a CPU (1: one by one; by default 1 on a CPU and 100 on a GPU;
-    `attribute` makes stacks of whole blocks of 25, and of θ itself).
-"""
 
 
 @dataclass(frozen=True)
@@ -124,19 +126,13 @@ class Posterior:
     recipe: Recipe | None
     members: tuple[Member, ...]
     checkpoints: int
-    sample: Callable[..., Iterator[list[Draw]]] | None = None
+    sample: Callable[..., Draws] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     kind: Literal["epochs", "chain", "independent", "finished"] = "epochs"
     seed: int = 0
     stack: int | None = None
     renormalise: bool = False
     sampler: str = ""
-
-    def checked(self) -> "Posterior":
-        """The same posterior, if it can be sampled."""
-        if self.kind == "epochs" and self.checkpoints > self.recipe.epochs:
-            raise ValueError(f"checkpoints: {self.checkpoints} is not possible with {self.recipe.epochs} epochs")
-        return self
 
     def training(self, member: Member) -> Training:
         """The training of a member, from its own initialisation in its own batch order."""
@@ -147,7 +143,7 @@ class Posterior:
         """The draws of one member; with `weight` (point,), those it would have given had the points weighed so."""
         return next(self.draws_under(member, torch.ones(1, len(self.task.train)) if weight is None else weight[None]))
 
-    def draws_under(self, member: int, weights: Tensor) -> Iterator[list[Draw]]:
+    def draws_under(self, member: int, weights: Tensor) -> Draws:
         """The draws of one member under each row of `weights` (removal, point), every random number as it was."""
         return self.sample(self, self.members[member], weights, **self.options)
 
@@ -160,10 +156,8 @@ class Posterior:
     def made(self, member: Member, network: nn.Module, states: Iterable[State]) -> list[Draw]:
         """The draws of a member that has these states, numbered; `network` is in eval mode."""
         facts = network, self.task.objective, self.recipe, member.index
-        return [
-            Draw(state.theta, state.rest, *facts, number, member.init_seed, member.batch_seed)
-            for number, state in zip(self.numbers, states, strict=True)
-        ]
+        seeds = member.init_seed, member.batch_seed
+        return [Draw(*state, *facts, number, *seeds) for number, state in zip(self.numbers, states, strict=True)]
 
     def around(self, mode: Draw, thetas: Iterable[Theta]) -> list[Draw]:
         """The draws of a member that has these θ, numbered; all else is that of `mode`."""
@@ -198,6 +192,66 @@ class Posterior:
         return fingerprint(self.build(self.task, self.members[0].init_seed).state_dict())
 
 
+@dataclass(frozen=True)
+class Step:
+    """One step of a training, before it is taken.
+
+    Attributes
+    ----------
+    number : int
+        Steps that are done.
+    draw : Draw
+        θ before the step; its `checkpoint` is the epoch, from 1.
+    optimizer : dict
+        The optimiser's state, as its `state_dict` gives it.
+    batch : Tensor, (|B|,)
+        Positions of the train points.
+    rate : float
+        The learning rate.
+    seed : int
+        Of the step's dropout masks.
+    """
+
+    number: int
+    draw: Draw
+    optimizer: dict
+    batch: Tensor
+    rate: float
+    seed: int
+
+
+class Run:
+    """One training of a member under given weights. Its steps are not stored: `steps` trains again, to the bit where
+    its draws were not trained in a stack.
+
+    Attributes
+    ----------
+    draws : list of Draw
+    kept : list of int
+        How many steps were done before each draw.
+    weight : Tensor (point,), optional
+        By default all ones.
+    """
+
+    def __init__(self, posterior: Posterior, member: Member, draws: list[Draw], weight: Tensor | None = None):
+        if posterior.kind != "epochs":
+            raise ValueError(f"a run is a training's, whose epochs sampler {posterior.sampler!r} does not draw")
+        self.posterior, self.member, self.draws, self.weight = posterior, member, draws, weight
+        self.kept = posterior.training(member).ends[-posterior.checkpoints :]
+
+    def steps(self) -> Iterator[Step]:
+        """Every step in turn, from the initialisation on."""
+        training = self.posterior.training(self.member)
+        recipe, batches = training.recipe, training.steps
+        (weight,) = training.weights(None if self.weight is None else self.weight[None])
+        epochs = [epoch for epoch, of_epoch in enumerate(training.batches, 1) for _ in of_epoch]
+        for batch, epoch, (done, optimizer) in zip(batches, epochs, follow(training, weight), strict=False):
+            theta, rest = state_of(training.network)
+            draw = replace(self.draws[0], theta=theta, rest=rest, checkpoint=epoch)
+            state = deepcopy(optimizer.state_dict())
+            yield Step(done, draw, state, batch, recipe.rate(done, len(batches)), training.seed + done)
+
+
 def derive_seed(seed: int, member: int, role: int) -> int:
     """A seed for one role of one member, independent of all others."""
     return int(np.random.SeedSequence(seed, spawn_key=(member, role)).generate_state(1)[0])
@@ -205,6 +259,4 @@ def derive_seed(seed: int, member: int, role: int) -> int:
 
 def standard_normals(theta: Theta, stream: torch.Generator) -> Theta:
     """A standard normal for each entry of θ: the same on every device and in every layout; `stream` is a CPU's."""
-    return {
-        name: torch.empty(p.shape, dtype=p.dtype).normal_(generator=stream).to(p.device) for name, p in theta.items()
-    }
+    return {name: torch.randn(p.shape, dtype=p.dtype, generator=stream).to(p.device) for name, p in theta.items()}

@@ -30,8 +30,9 @@ def convergence_warning(table: pd.DataFrame) -> str | None:
     """One line on what is wrong with the chains of a `convergence` table, judged by the median chain; else None."""
     r_hat, ess, draws = (table[name].median() for name in ("R-hat", "ESS", "draws"))
     if draws < 20:
-        few = f"{draws:.0f} draws of a chain are too few to judge whether it has converged"
-        return f"{few}; 20 checkpoints or more tell"
+        return (
+            f"{draws:.0f} draws of a chain are too few to judge whether it has converged; 20 checkpoints or more tell"
+        )
     if r_hat > 1.1 or ess < draws / 4:
         state = f"R-hat {r_hat:.2f}, effective sample size {ess:.0f} of {draws:.0f} draws"
         advice = "a longer burn_in or thin, or another step_size, helps"

@@ -214,8 +214,10 @@ def _over_members(x: np.ndarray, flips, weights, level: float) -> np.ndarray:
     t.sort(axis=1)
     cut = round(RESAMPLES * (1 - level) / 2)  # resamples beyond either end
     unbiased = np.sqrt(1 - 1 / members)  # `spread` divides by n, `std` by n − 1
-    ends = -t[:, [-1 - cut, cut]] * unbiased  # a resample too high speaks for a mean that is lower
-    return np.concatenate([mean, std, mean + ends * std, p_flip], 1)
+    largest, smallest = t[:, -1 - cut, None], t[:, cut, None]
+    low = mean - largest * unbiased * std  # a resample too high speaks for a mean that is lower
+    high = mean - smallest * unbiased * std
+    return np.concatenate([mean, std, low, high, p_flip], 1)
 
 
 def signal_to_noise(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
