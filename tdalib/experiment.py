@@ -85,7 +85,8 @@ class Experiment:
         Returns
         -------
         DataFrame
-            COLUMNS (disk is before compression) by "posterior" (the draws), method, and "total".
+            COLUMNS by "posterior" (the draws), method, and "total". Memory is the most that a worker, or the GPU, has
+            held until a method was timed; disk is before compression.
         """
         self.check()
         path = resolve(self.path) if self.path else Path("no store")
