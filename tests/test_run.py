@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 
 import numpy as np
 import pytest
@@ -156,9 +155,9 @@ def test_ctrl_c_says_one_line(tmp_path):
     store = tmp_path / "c.zarr"
     params = write(tmp_path / "c.yaml", **TINY | {"members": 40, "epochs": 300, "methods": "[loo]", "store": store})
     command = [sys.executable, "-m", "tdalib.run", params]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where the tests run in the background
-    running = subprocess.Popen(command, preexec_fn=heard, **options)
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
     try:
         while not store.joinpath("tau", "c", "0").exists() and running.poll() is None:
             time.sleep(0.2)
