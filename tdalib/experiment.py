@@ -150,7 +150,8 @@ class Experiment:
             sampling = (joblib.delayed(draw_member)(shared, k) for k in members)
             for k, states, loss in tqdm(pool(sampling), desc="posterior", total=len(members), unit="member"):
                 drawn[k] = states, loss
-                store.write(path, "loss", work.chunk("loss", k), loss)
+                if not store.is_done(path, "loss", at := work.chunk("loss", k)):
+                    store.write(path, "loss", at, loss)
             jobs = (job(shared, unit, work.methods[unit.method], drawn) for unit in units)
             for written in tqdm(pool(jobs), desc="attribution", total=len(units), unit="unit"):
                 for name, at, values in written:

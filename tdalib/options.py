@@ -60,9 +60,13 @@ def check(owner: str, types: dict[str, Any], given: dict) -> dict:
     """
     wanted = with_config(OPTIONS)(TypedDict("Options", types, total=False))
     try:
-        return TypeAdapter(wanted).validate_python(given)
+        found = TypeAdapter(wanted).validate_python(given)
     except ValidationError as error:
         raise ValueError(sentence(error.errors()[0], types, owner)) from None
+    for key, value in given.items():
+        if isinstance(value, bool) and not isinstance(found[key], bool):
+            raise ValueError(f"{owner}.{key}: {value} is not possible; it must be a number")
+    return found
 
 
 def checked(function: Callable, owner: str) -> Callable:

@@ -53,7 +53,7 @@ def template(posterior: Posterior, removals: Removals, methods: dict[str, Method
         shape, chunks = ([of[dim] for dim in DIMS[name]] for of in (sizes, chunk))
         return DIMS[name], dask.array.full(shape, np.nan, dtype=np.float32, chunks=chunks), attrs
 
-    units = json.dumps({name: method.unit_of(task.objective) for name, method in methods.items()})
+    units = json.dumps({name: method.unit.replace("{loss}", unit) for name, method in methods.items()})
     variables = {
         "tau": empty("tau", long_name="attribution", units=units, sign=SIGN),
         "loss": empty("loss", long_name="test loss at θ", units=unit),

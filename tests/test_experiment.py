@@ -21,6 +21,7 @@ from tdalib import (
     deep_ensemble,
     experiment,
     models,
+    options,
     removals,
     store,
     units,
@@ -167,6 +168,19 @@ def test_interrupted_run_goes_on_to_the_same_bytes(posterior, tmp_path, small_bl
     assert 0 < len(kept) < len(chunk_bytes(whole))
     attribute(posterior, ["loo", "gd"], path=cut, workers=1)
     assert chunk_bytes(cut) == chunk_bytes(whole)
+
+
+def test_true_is_no_number_for_an_option_of_ones_own():
+    with pytest.raises(ValueError, match="own.count: True is not possible; it must be a number"):
+        options.check("own", {"count": int, "flag": bool}, {"flag": True, "count": True})
+
+
+def test_a_chunk_that_is_there_is_not_written_again(posterior, finished, tmp_path):
+    path = shutil.copytree(finished, tmp_path / "copy.zarr")
+    (path / "tau/c/0/0/0/1").unlink()
+    before = {file: file.stat().st_mtime_ns for file in path.glob("*/c/**/*") if file.is_file()}
+    attribute(posterior, METHODS, path=path, device="cpu", workers=1)
+    assert all(file.stat().st_mtime_ns == written for file, written in before.items())
 
 
 def test_finished_chunks_are_not_computed_again(posterior, finished, tmp_path, monkeypatch):

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdalib.objectives import Objective
 from tdalib.options import check_fields
 from tdalib.registry import Registry
 
@@ -41,10 +40,6 @@ class Method:
 
     def __post_init__(self):
         check_fields(self)
-
-    def unit_of(self, objective: Objective) -> str:
-        """The unit of τ for an objective."""
-        return self.unit.replace("{loss}", objective.unit)
 
 
 METHODS = Registry("method", Method)

@@ -13,4 +13,4 @@ from tdalib.samplers.dropout_masks import mc_dropout
 from tdalib.samplers.ensemble import crossed, deep_ensemble, modes
 from tdalib.samplers.finished import from_checkpoints
 from tdalib.samplers.gaussians import laplace, swag
-from tdalib.samplers.posterior import SAMPLERS, Member, Posterior, Run, Step, derive_seed, get, independent, register
+from tdalib.samplers.posterior import SAMPLERS, Member, Posterior, Run, Step, derive_seed, get, register

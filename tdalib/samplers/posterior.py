@@ -50,8 +50,8 @@ def register(name: str, *, checkpoints: int = 5):
             trained as one with `torch.func.vmap`, faster on a GPU and slower on a CPU (1: one by one; by default 1 on a
             CPU and 100 on a GPU; `attribute` makes stacks of whole blocks of 25, and of θ itself).
             """
-            build, each = models.get(model), independent(seed, members)
-            start = Posterior(task, build, recipe, each, checkpoints, seed=seed, stack=stack, sampler=name)
+            each = tuple(Member.of(seed, k) for k in range(members))  # of its own initialisation and batch order
+            start = Posterior(task, models.get(model), recipe, each, checkpoints, seed=seed, stack=stack, sampler=name)
             posterior = function(start, **options)
             if posterior.kind == "epochs" and checkpoints > recipe.epochs:
                 raise ValueError(f"checkpoints: {checkpoints} is not possible with {recipe.epochs} epochs")
@@ -85,11 +85,6 @@ class Member:
         """Member `index`, with the initialisation and the batch order of others where they are given."""
         init, batch = (index if other is None else other for other in (init, batch))
         return cls(index, derive_seed(seed, init, INIT), derive_seed(seed, batch, BATCH))
-
-
-def independent(seed: int, members: int) -> tuple[Member, ...]:
-    """Members of which each has another initialisation and another batch order."""
-    return tuple(Member.of(seed, k) for k in range(members))
 
 
 @dataclass(frozen=True)
