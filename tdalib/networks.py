@@ -18,6 +18,10 @@ Theta = dict[str, Tensor]  # name → trainable parameter
 EVAL_BATCH = 100  # activations of 100 images stay in the processor's cache
 
 
+class SlowerPath(UserWarning):
+    """A network is served one at a time, where the faster way cannot: the numbers are the same."""
+
+
 class State(NamedTuple):
     """What a network's output depends on: θ, and the rest that may differ between draws (buffers) by name."""
 
@@ -52,12 +56,12 @@ def copy_of(network: nn.Module) -> nn.Module:
 def forward(network: nn.Module, inputs: Inputs) -> Tensor:
     """Outputs of the network as it is."""
     arguments, by_name = _arguments(network, inputs)
-    return network(*arguments, **by_name)
+    return _outputs(network(*arguments, **by_name))
 
 
 def forward_at(network: nn.Module, held: dict[str, Tensor], inputs: Inputs) -> Tensor:
     """Outputs of the network with other parameters and buffers in place of its own."""
-    return functional_call(network, held, *_arguments(network, inputs))
+    return _outputs(functional_call(network, held, *_arguments(network, inputs)))
 
 
 def calls(network: nn.Module, layers: dict[str, nn.Module], inputs: Inputs) -> dict[str, list[tuple[tuple, Any]]]:
@@ -85,6 +89,15 @@ def fingerprint(held: dict[str, Tensor]) -> str:
     for name, value in held.items():
         digest.update(name.encode() + value.cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _outputs(given: Any) -> Tensor:
+    """The outputs in what a network gave: a tensor, or the logits of an object that has them."""
+    outputs = getattr(given, "logits", given)
+    if not isinstance(outputs, Tensor):
+        kind = type(given).__name__
+        raise ValueError(f"the model gave a {kind}; it must give a tensor (points, ...), or an object with .logits")
+    return outputs
 
 
 def _arguments(network: nn.Module, inputs: Inputs) -> tuple[tuple, dict]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tdalib.registry import Registry
 
+IGNORED = -100  # the target of a token that is not to be predicted, as torch has it
 FLAT = 1e-10  # share of the largest curvature of a point below which a direction has none
 
 
@@ -34,6 +35,8 @@ class Objective:
         Whether a point is predicted rightly; an objective without it has no accuracy.
     likelihood : {"classification", "regression"}, optional
         What laplace-torch calls −log p = L, if it knows it.
+    targets_of : (inputs) → targets, optional
+        Of an objective that is about the inputs themselves.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Objective:
     coefficients: Callable[[Tensor, Tensor], Tensor] | None = None
     correct: Callable[[Tensor, Tensor], Tensor] | None = None
     likelihood: Literal["classification", "regression"] | None = None
+    targets_of: Callable[[Tensor | dict[str, Tensor]], Tensor] | None = None
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of every point, (points,), float64: in float32 every cross-entropy below 1e-7 would be 0."""
@@ -60,6 +64,25 @@ class Objective:
             return self.gradient(outputs, targets)
         outputs.requires_grad_()
         return torch.autograd.grad(self.loss(outputs, targets).sum(), outputs)[0]
+
+    def curved(self, outputs: Tensor, targets: Tensor, along: Tensor) -> Tensor:
+        """(∂²L/∂outputs²) v of every point for its v in `along` (points, ...), float64.
+
+        Raises
+        ------
+        ValueError
+            vᵀ (∂²L/∂outputs²) v is negative.
+        """
+        outputs, targets, along = outputs.detach().double(), _double(targets), along.double()
+        _, product = torch.autograd.functional.hvp(lambda f: self.loss(f, targets).sum(), outputs, along)
+        squares = (along * product).flatten(1).sum(1)
+        if (squares < -(FLAT**0.5) * (along.flatten(1).norm(dim=1) * product.flatten(1).norm(dim=1))).any():
+            raise ValueError(self._not_convex)
+        return product
+
+    @property
+    def _not_convex(self) -> str:
+        return f"objective {self.name!r} is not convex in the outputs; its curvature has no real root"
 
     def curvature(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rᵀ (points, k, ...), the coefficients c (points, k), and what of ∂L/∂outputs is not R c (points, ...).
@@ -93,7 +116,7 @@ class Objective:
         values, vectors = torch.linalg.eigh(rows.flatten(2).transpose(0, 1))  # (points, C), (points, C, C)
         largest = values.abs().amax(1, keepdim=True)
         if (values < -(FLAT**0.5) * largest).any():
-            raise ValueError(f"objective {self.name!r} is not convex in the outputs; its curvature has no real root")
+            raise ValueError(self._not_convex)
         root = vectors * values.where(values > FLAT * largest, 0).sqrt()[:, None, :]
         return root.mT.unflatten(2, outputs.shape[1:])
 
@@ -157,3 +180,28 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     if outputs.shape != targets.shape:
         raise ValueError(f"outputs of shape {tuple(outputs.shape[1:])} do not fit targets {tuple(targets.shape[1:])}")
     return (outputs - targets).square().flatten(1).sum(1) / 2
+
+
+def _next_tokens(inputs: Tensor | dict[str, Tensor]) -> Tensor:
+    """The token after each one of a passage, (points, T); IGNORED where there is none, or padding."""
+    ids = inputs["input_ids"] if isinstance(inputs, dict) else inputs
+    mask = inputs.get("attention_mask", torch.ones_like(ids)) if isinstance(inputs, dict) else torch.ones_like(ids)
+    following = ids[:, 1:].masked_fill(mask[:, 1:] == 0, IGNORED)
+    return F.pad(following, (0, 1), value=IGNORED)
+
+
+def _next_token_gradient(outputs: Tensor, targets: Tensor) -> Tensor:
+    """(p − e_y) / count of every token that counts."""
+    counted = (targets != IGNORED).to(outputs)
+    each = _cross_entropy_gradient(outputs.flatten(0, 1), targets.clamp(min=0).flatten()).view_as(outputs)
+    return each * (counted / counted.sum(1, keepdim=True).clamp(min=1))[:, :, None]
+
+
+@register("next_token", unit="nats", gradient=_next_token_gradient, targets_of=_next_tokens)
+def next_token(outputs: Tensor, targets: Tensor) -> Tensor:
+    """−log p(next token), the mean over a passage; outputs (points, T, vocabulary), targets (points, T).   (points,).
+
+    A target of −100 does not count; a passage in which none counts has loss 0.
+    """
+    each = F.cross_entropy(outputs.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
+    return each.sum(1) / (targets != IGNORED).sum(1).clamp(min=1)

@@ -1,5 +1,6 @@
 """Training: the recipe, and two trainers with one loop: a network after another, or a stack of them at once."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from torch.func import vmap
 from torch.optim import Optimizer
 
 from tdalib.data import Task, chosen
-from tdalib.networks import State, forward, forward_at, set_state, state_of, to_training, trainable
+from tdalib.networks import SlowerPath, State, forward, forward_at, set_state, state_of, to_training, trainable
 from tdalib.options import Count, Fraction, NonNegative, Positive, check_fields
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
@@ -165,7 +166,8 @@ def train_stack(training: Training, weights: Tensor | None = None, keep: int = 1
     """What `train` gives, to float tolerance, with all removals trained at once; the network keeps its parameters.
 
     Every parameter gets a leading dimension, one entry a removal, and `torch.func.vmap` maps one removal's loss over
-    it; the rest is shared. All see the same batches and dropout masks, each with its own weights of the points.
+    it; the rest is shared. All see the same batches and dropout masks, each with its own weights of the points. A
+    network that this cannot serve is trained once after the other.
     """
     network, points, ends = training.network, training.task.train, training.ends[-keep:]
     weights = training.weights(weights)
@@ -181,6 +183,14 @@ def train_stack(training: Training, weights: Tensor | None = None, keep: int = 1
         batch = batch.to(points.device)
         return of_each(stacked, weights[:, batch], chosen(points.inputs, batch), points.targets[batch]).sum()
 
+    try:
+        with torch.random.fork_rng(devices=[points.device] if points.device.type == "cuda" else []):
+            loss(training.steps[0]).backward()
+    except Exception as error:  # a network that vmap cannot serve fails in its own way
+        why = str(error).strip().split("\n")[0]
+        warnings.warn(f"a stack is trained one network after another: {why}", SlowerPath, stacklevel=2)
+        yield from train(training, weights, keep)
+        return
     kept = []
     for done, _ in _steps(training, stacked.values(), loss):
         if done in ends:

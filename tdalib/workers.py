@@ -4,6 +4,7 @@ import ctypes
 import os
 import pickle
 import platform
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ import cloudpickle
 import joblib
 import torch
 from joblib.externals.loky.backend import resource_tracker
+
+from tdalib.networks import SlowerPath
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -115,7 +118,11 @@ def _with_cluster(work: Any, jobs: int, scheduler: str, cleared: ExitStack) -> S
 
 
 def _end_with(parent: int) -> None:
-    """In a worker: end when the parent does, however it ends, instead of waiting for the rest of its work forever."""
+    """In a worker: end when the parent does, however it ends, instead of waiting for the rest of its work forever.
+
+    A notice of a slower path has been given by the parent.
+    """
+    warnings.filterwarnings("ignore", category=SlowerPath)
 
     def watch():
         while os.getppid() == parent:

@@ -2,9 +2,11 @@
 
 A linear layer that sees one vector a per example has the gradient g aᵀ, so the product of two of its rows is
 (a·a')(g·g'): those rows are kept as the pair (a, g) and never formed. All other parameters take the general path,
-`torch.func.vjp` under `vmap`, and are kept as they are.
+`torch.func.vjp` under `vmap`, and are kept as they are. A network that this cannot serve (recurrent layers, a forward
+that looks at its numbers, …) goes one example after another through autograd, with the same result.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,10 +17,11 @@ from torch.func import vjp, vmap
 
 from tdalib.attributors.outer_products import outer_product_layers
 from tdalib.data import Points, of_each
-from tdalib.networks import calls, forward_at
+from tdalib.networks import SlowerPath, calls, forward_at
 from tdalib.samplers import Draw
 
 CHUNK_ROWS = 250  # rows under one vmap: larger is slower, the cache is then too small
+ROUNDING = 1e-3  # share by which products of gradients may differ between the two paths
 
 
 @dataclass(frozen=True)
@@ -48,16 +51,23 @@ class Gradients:
 
     def __init__(self, draw: Draw, points: Points, cotangents: Tensor, memory: float):
         self.draw, self.points, self.cotangents = draw, points, cotangents
-        self.layers = outer_product_layers(draw, points)
-        self.dense = {name: p for name, p in draw.theta.items() if name.rpartition(".")[0] not in self.layers}
+        self.layers, self.make = outer_product_layers(draw, points), self._at_once
+        per_example = cotangents.shape[1]
+        self.chunk = max(1, min(CHUNK_ROWS, examples_at_once(draw, points, memory)) // per_example)
+        if why := self._why_one_by_one():
+            self.layers, self.make = {}, self._one_by_one
+            warnings.warn(f"gradients are taken one example at a time: {why}", SlowerPath, stacklevel=2)
         dense = sum(p.numel() for p in self.dense.values())
         factors = sum(layer.in_features + layer.out_features for layer in self.layers.values())
-        per_example = cotangents.shape[1]
         share = memory * 1e9 / 4 / points.dtype.itemsize  # numbers: a block, the next, its parts, the products
         rows = min(share / (dense + factors), (share / 3) ** 0.5)  # of one block with another: three squares
         self.block = max(1, int(rows / per_example))
-        self.chunk = max(1, min(CHUNK_ROWS, examples_at_once(draw, points, memory)) // per_example)
         self.whole = None
+
+    @property
+    def dense(self) -> dict[str, Tensor]:
+        """The parameters whose gradients are no outer products."""
+        return {name: p for name, p in self.draw.theta.items() if name.rpartition(".")[0] not in self.layers}
 
     def __len__(self) -> int:
         return self.cotangents.shape[0] * self.cotangents.shape[1]
@@ -65,12 +75,38 @@ class Gradients:
     def __iter__(self) -> Iterator[tuple[slice, Rows]]:
         k, first = self.cotangents.shape[1], 0
         for points, cotangents in zip(self.points.split(self.block), self.cotangents.split(self.block), strict=True):
-            rows = self.whole or self._rows(points, cotangents)
+            rows = self.whole or self.make(points, cotangents)
             if len(points) == len(self.points):
                 self.whole = rows
             yield slice(first, first := first + len(points) * k), rows
 
-    def _rows(self, points: Points, cotangents: Tensor) -> Rows:
+    def _why_one_by_one(self) -> str:
+        """Why two examples cannot be done at once, in a sentence; empty where they give what autograd gives."""
+        ends = [0, len(self.points) - 1]
+        pair, cotangents = self.points[ends], self.cotangents[ends, :1]
+        try:
+            rows = self._at_once(pair, cotangents)
+        except Exception as error:  # a network that vmap cannot serve fails in its own way
+            return str(error).strip().split("\n")[0]
+        alone = self._one_by_one(pair, cotangents)
+        at_once, expected = inner(rows, rows), inner(alone, alone)  # (2, 2)
+        lengths = expected.diagonal().sqrt()
+        bound = ROUNDING * lengths[:, None] * lengths + torch.finfo(expected.dtype).tiny
+        return "" if ((at_once - expected).abs() <= bound).all() else "under vmap the network gives other ones"
+
+    def _one_by_one(self, points: Points, cotangents: Tensor) -> Rows:
+        theta = {name: p.detach().requires_grad_() for name, p in self.draw.theta.items()}
+        rows = []
+        for point, vectors in zip(points.split(1), cotangents, strict=True):
+            outputs = self.draw.outputs(theta, point.inputs)
+            for v in vectors:
+                by_name = torch.autograd.grad(
+                    outputs, theta.values(), v[None], retain_graph=True, materialize_grads=True
+                )
+                rows.append(torch.cat([g.flatten() for g in by_name]))
+        return Rows(torch.stack(rows).view(*cotangents.shape[:2], -1), {}, {})  # (b, k, P)
+
+    def _at_once(self, points: Points, cotangents: Tensor) -> Rows:
         draw, layers = self.draw, self.layers
 
         def one(xi, vi):  # vi (k, ...)
@@ -85,7 +121,7 @@ class Gradients:
             shift = {name: vi.new_zeros(layer.out_features) for name, layer in layers.items()}
             _, pull, seen = vjp(forward, self.dense, shift, has_aux=True)
             by_dense, by_output = vmap(pull)(vi)
-            flat = [g.flatten(1) for g in by_dense.values()]  # (k, size)
+            flat = [g.reshape(len(vi), -1) for g in by_dense.values()]  # (k, size)
             return torch.cat(flat, 1) if flat else vi.new_zeros(len(vi), 0), seen, by_output
 
         dense, inputs, outputs = vmap(one, chunk_size=self.chunk)(points.inputs, cotangents)

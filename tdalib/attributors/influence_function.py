@@ -1,21 +1,24 @@
 """Influence functions."""
 
+import warnings
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
-from torch.func import jvp, vjp
+from torch.func import jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tdalib.attributors.gradients import Gradients, examples_at_once, loss_gradients, pairwise
 from tdalib.attributors.methods import asked_about, register, summed
 from tdalib.data import Points, Task
-from tdalib.networks import Theta
+from tdalib.networks import SlowerPath, Theta
 from tdalib.options import Positive
 from tdalib.samplers import Draw
+
+MOST = 50_000  # rows of a kernel: it takes 60 GB
 
 
 @register("if", unit="{loss}", sets="own")
@@ -66,6 +69,8 @@ def _ggn(draw: Draw, task: Task, asked: np.ndarray, damping: float, memory: floa
     u, is solved by (H + λI)⁻¹ u = (u − J̃ᵀ (J̃J̃ᵀ + λI)⁻¹ J̃ u) / λ.
     """
     n, train = len(task.train), task.train
+    if (rows := n * draw.all_outputs(train[:1]).numel()) > MOST:
+        raise ValueError(f"if: the kernel of solver 'ggn' has {rows:,} rows, above {MOST:,}; choose solver cg")
     root, coefficients, beside = task.objective.curvature(draw.all_outputs(train), train.targets)
     jacobian = Gradients(draw, train, (root / n**0.5).to(train.dtype), memory)
     kernel = pairwise(jacobian, jacobian).double()  # (n·k, n·k)
@@ -84,25 +89,26 @@ def _ggn(draw: Draw, task: Task, asked: np.ndarray, damping: float, memory: floa
 def _cg(draw: Draw, task: Task, asked: np.ndarray, damping: float, memory: float) -> Tensor:
     n, train = len(task.train), task.train
     residual, residual_of_test = draw.residuals(train), draw.residuals(task.test)  # (n, ...), (m, ...)
-    root = task.objective.curvature(draw.all_outputs(train), train.targets)[0].to(train.dtype).flatten(2)  # (n, k, C)
+    outputs = draw.all_outputs(train)
     at_once = examples_at_once(draw, train, memory)
 
     def along(points: Points, direction: Theta) -> Tensor:  # J direction, (points, ...)
-        functions = [partial(draw.outputs, inputs=part.inputs) for part in points.split(at_once)]
-        return torch.cat([jvp(outputs, (draw.theta,), (direction,))[1] for outputs in functions])
+        return torch.cat([_moved(draw, part, direction) for part in points.split(at_once)])
+
+    theta = {name: p.detach().requires_grad_() for name, p in draw.theta.items()}
 
     def back(points: Points, cotangents: Tensor) -> np.ndarray:  # Jᵀ cotangents, (P,)
         total = 0
         for part, cotangent in zip(points.split(at_once), cotangents.split(at_once), strict=True):
-            _, pull = vjp(partial(draw.outputs, inputs=part.inputs), draw.theta)
-            (by_name,) = pull(cotangent)
-            total = total + torch.cat([g.flatten() for g in by_name.values()])
+            outputs = draw.outputs(theta, part.inputs)
+            by_name = torch.autograd.grad(outputs, theta.values(), cotangent, materialize_grads=True)
+            total = total + torch.cat([g.flatten() for g in by_name])
         return total.cpu().numpy()
 
     def product(v: np.ndarray) -> np.ndarray:  # (H + λI) v
         moved = along(train, _unflatten(v, draw.theta))
-        curved = root.mT @ (root @ moved.flatten(1)[:, :, None])  # R Rᵀ J v, (n, C, 1)
-        return damping * v + back(train, curved.view_as(moved) / n)
+        curved = task.objective.curved(outputs, train.targets, moved)  # R Rᵀ J v, (n, ...)
+        return damping * v + back(train, curved.to(moved.dtype) / n)
 
     tau = residual.new_empty(len(asked), len(task.test))
     for k, j in enumerate(asked):
@@ -114,6 +120,22 @@ def _cg(draw: Draw, task: Task, asked: np.ndarray, damping: float, memory: float
         moved = along(task.test, _unflatten(solution, draw.theta))
         tau[k] = (residual_of_test * moved).flatten(1).sum(1) / n  # ∇L(z)ᵀ solution
     return tau
+
+
+def _moved(draw: Draw, points: Points, direction: Theta) -> Tensor:
+    """J v of the outputs for a direction v of θ, (points, ...), forward through the network where that can be done."""
+
+    def outputs(*values: Tensor) -> Tensor:
+        return draw.outputs(dict(zip(direction, values, strict=True)), points.inputs)
+
+    theta = tuple(draw.theta[name] for name in direction)
+    with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no second derivative
+        try:
+            return jvp(outputs, theta, tuple(direction.values()))[1]
+        except Exception as error:  # a network that forward mode cannot serve fails in its own way
+            why = str(error).strip().split("\n")[0]
+            warnings.warn(f"if: directions go through the network backward twice: {why}", SlowerPath, stacklevel=2)
+        return torch.autograd.functional.jvp(outputs, theta, tuple(direction.values()))[1]
 
 
 def _unflatten(vector: np.ndarray, theta: Theta) -> Theta:

@@ -58,11 +58,14 @@ class Draw:
 
     def losses(self, points: Points) -> Tensor:
         """The objective at this θ of every point, (points,), float64."""
-        return self.objective.losses(self.all_outputs(points), points.targets)
+        parts = points.split(EVAL_BATCH)
+        return torch.cat([self.objective.losses(self.all_outputs(part), part.targets) for part in parts])
 
     def residuals(self, points: Points) -> Tensor:
         """∂L/∂outputs of every point, (points, ...), in the points' precision."""
-        return self.objective.residuals(self.all_outputs(points), points.targets).to(points.dtype)
+        parts = points.split(EVAL_BATCH)
+        residuals = [self.objective.residuals(self.all_outputs(part), part.targets) for part in parts]
+        return torch.cat([part.to(points.dtype) for part in residuals])
 
     def module(self) -> nn.Module:
         """A plain module in eval mode that holds θ, its own: for other libraries."""
