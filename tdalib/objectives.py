@@ -184,8 +184,11 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def _next_tokens(inputs: Tensor | dict[str, Tensor]) -> Tensor:
     """The token after each one of a passage, (points, T); IGNORED where there is none, or padding."""
-    ids = inputs["input_ids"] if isinstance(inputs, dict) else inputs
-    mask = inputs.get("attention_mask", torch.ones_like(ids)) if isinstance(inputs, dict) else torch.ones_like(ids)
+    given = inputs if isinstance(inputs, dict) else {"input_ids": inputs}
+    ids = given.get("input_ids", torch.empty(0))
+    if ids.ndim != 2 or ids.is_floating_point():
+        raise ValueError("objective 'next_token' needs token ids, whole numbers (points, T), as inputs or input_ids")
+    mask = given.get("attention_mask", torch.ones_like(ids))
     following = ids[:, 1:].masked_fill(mask[:, 1:] == 0, IGNORED)
     return F.pad(following, (0, 1), value=IGNORED)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from tdalib import Recipe, attribute, attributors, data, deep_ensemble, models
@@ -83,7 +84,7 @@ def test_options_are_bound_to_a_registered_model(digits):
 
 
 def test_refusals(blobs):
-    with pytest.raises(ValueError, match="model 'cnn9' is not known; choose from cnn2, cnn3, logreg, mlp, vit_lora"):
+    with pytest.raises(ValueError, match="model 'cnn9' is not known; choose from bow, cnn2, cnn3, gpt2, logreg"):
         models.get("cnn9")
     with pytest.raises(ValueError, match="cnn2 needs images"):
         models.cnn2(blobs, 0)
@@ -105,9 +106,41 @@ def normed(norm):
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d(1), nn.BatchNorm2d(1, track_running_stats=False).eval()], ids=str)
 def test_batch_norm_is_refused(digits, norm):
     with pytest.raises(
-        ValueError, match="batch norm couples the points of a batch; use group or layer norm, or eval mode"
+        ValueError, match=r"return tdalib.models.with_group_norm\(network\), or network.eval\(\) to keep"
     ):
         normed(norm)(digits, 0)
+
+
+def plain_resnet(task, seed):
+    return torchvision.models.resnet18(num_classes=10)
+
+
+def resnet_with_group_norm(task, seed):
+    return models.with_group_norm(plain_resnet(task, seed))
+
+
+def resnet_with_fixed_statistics(task, seed):
+    return plain_resnet(task, seed).eval()
+
+
+@pytest.mark.parametrize("network", [resnet_with_group_norm, resnet_with_fixed_statistics])
+def test_a_resnet_takes_either_way_out_of_batch_norm(network):
+    task = data.load("cifar10", train_per_class=1, test_per_class=1).first(train=3, test=2)
+    with pytest.raises(ValueError, match="batch norm couples"):
+        deep_ensemble(plain_resnet, task, Recipe(epochs=1), members=1, checkpoints=1).draws(0)
+    posterior = deep_ensemble(network, task, Recipe(epochs=2, batch_size=2), members=1, checkpoints=1)
+    (draw,) = posterior.draws(0)
+    alone = torch.cat([draw(task.x_test[k : k + 1]) for k in range(2)])
+    torch.testing.assert_close(draw(task.x_test), alone)
+    removals = {"points": [1]}
+    tau = attribute(posterior, ["loo", "gd", "gc"], removals=removals, workers=1).tau
+    assert (tau != 0).all() and np.isfinite(tau).all()
+
+
+def test_group_norm_keeps_channels_and_everything_else():
+    network = models.with_group_norm(nn.Sequential(nn.Conv2d(1, 48, 3), nn.BatchNorm2d(48, affine=False)))
+    assert isinstance(network[1], nn.GroupNorm) and network[1].num_groups == 16 and not network[1].affine
+    assert isinstance(network[0], nn.Conv2d)
 
 
 def test_batch_norm_with_fixed_statistics_stays_fixed_in_training(digits):

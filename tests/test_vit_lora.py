@@ -214,8 +214,8 @@ def test_refusals(digits, blobs, saved, tmp_path, monkeypatch):
     for backbone, message in (
         ("google/vit", "'google/vit' is no folder or name on the hub of a ViT: no network"),
         (str(tmp_path), "is no folder or name on the hub of a ViT: "),
-        (str(tmp_path / "deit"), "is no whole ViT: it is of type deit"),
-        (str(tmp_path / "deeper"), "is no whole ViT: it is of type vit, lacks vit.layers.2"),
+        (str(tmp_path / "deit"), "is no whole network: it is of type deit"),
+        (str(tmp_path / "deeper"), "is no whole network: it is of type vit, lacks vit.layers.2"),
         (str(tmp_path / "edge"), "must resize to a height and a width"),
     ):
         with pytest.raises(ValueError, match=message) as raised:

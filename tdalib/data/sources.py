@@ -8,9 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from tdalib import objectives
 from tdalib.data.points import Points
-from tdalib.data.task import SPLITS, Task, class_counts, from_arrays
+from tdalib.data.task import SPLITS, Task, class_counts, from_arrays, under
 from tdalib.options import Count, Natural, checked
 from tdalib.registry import Registry
 
@@ -29,6 +28,19 @@ def resolve(path) -> Path:
     return ROOT / Path(path).expanduser()
 
 
+def fetched(name: str) -> Path:
+    """The folder called so; else what the Hugging Face hub has by this name, fetched where its cache lacks it."""
+    from huggingface_hub import snapshot_download
+
+    if resolve(name).is_dir():
+        return resolve(name)
+    wanted = {"repo_id": name, "allow_patterns": ["*.json", "*.txt", "*.model", "*.safetensors"]}
+    try:
+        return Path(snapshot_download(**wanted, local_files_only=True))
+    except OSError:  # not in the cache
+        return Path(snapshot_download(**wanted))
+
+
 def load(
     name: str, *, train_per_class: int, test_per_class: int, seed: int = 0, objective: str | None = None, **options
 ) -> Task:
@@ -37,9 +49,9 @@ def load(
     Parameters
     ----------
     name : str
-        "mnist3" or "cifar10", which are shipped; "mnist3_paper" or "cifar10_paper", the paper's own images
-        (`from_paper`); the path of your own .npz file (`from_file`) or folder of images (`from_folder`); or a data set
-        of torchvision (`from_torchvision`), such as "MNIST". Relative paths start at the repository root.
+        "mnist3", "cifar10" or "sotu3" (`from_sotu`), which are shipped; "mnist3_paper" or "cifar10_paper", the paper's
+        own images (`from_paper`); the path of your own .npz file (`from_file`) or folder of images (`from_folder`); or
+        a data set of torchvision (`from_torchvision`), such as "MNIST". Relative paths start at the repository root.
     train_per_class, test_per_class : int
         Where the targets are floats: points in all.
     seed : int
@@ -55,7 +67,7 @@ def load(
         An unknown name, data that cannot be used, or more per class than there are.
     """
     task = loader(name)(name, train_per_class=train_per_class, test_per_class=test_per_class, seed=seed, **options)
-    return replace(task, objective=objectives.get(objective)) if objective else task
+    return under(task, objective) if objective else task
 
 
 def loader(name: str) -> Callable[..., Task]:

@@ -138,7 +138,16 @@ def from_arrays(
     known = objectives.get(default if objective is None else objective)
     if known.likelihood == "classification" and not are_classes(y["train"]):
         raise ValueError(f"objective {known.name!r} needs classes as targets, whole numbers of shape (n,)")
-    return Task(**points, objective=known, name=name, classes=names)
+    return under(Task(**points, objective=known, name=name, classes=names), known)
+
+
+def under(task: Task, objective: str | Objective | Callable) -> Task:
+    """The same points under another objective, with the targets that it makes of the inputs, if it does."""
+    known = objectives.get(objective)
+    if known.targets_of is None:
+        return replace(task, objective=known)
+    train, test = (replace(points, targets=known.targets_of(points.inputs)) for points in (task.train, task.test))
+    return replace(task, train=train, test=test, objective=known, classes=())
 
 
 def are_classes(targets: np.ndarray) -> bool:

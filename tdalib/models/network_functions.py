@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial, wraps
+from math import gcd
 
 import torch
 from torch import nn
 
 from tdalib.data import Task
 from tdalib.networks import trainable
+from tdalib.options import Count
 from tdalib.registry import Registry
 
 MODELS = Registry("model")
@@ -33,7 +35,10 @@ def _seeded(function):
             network = function(task, seed, **options)
         norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         if any(norm.training or norm.running_mean is None for norm in norms):  # training leaves one in eval mode so
-            raise ValueError("batch norm couples the points of a batch; use group or layer norm, or eval mode for it")
+            raise ValueError(
+                "batch norm couples the points of a batch; return tdalib.models.with_group_norm(network), "
+                "or network.eval() to keep the statistics that it has"
+            )
         layout = torch.channels_last if getattr(task.x_train, "ndim", 0) == 4 else torch.preserve_format
         return network.to(task.train.device, task.train.dtype, memory_format=layout)
 
@@ -49,6 +54,25 @@ def get(model: str | Callable | nn.Module, **options) -> Callable[[Task, int], n
     else:
         function = MODELS.find(model)
     return partial(function, **options) if options else function
+
+
+def with_group_norm(network: nn.Module, groups: Count = 32) -> nn.Module:
+    """The network with group norm in the place of every batch norm, changed in place: no point sees another.
+
+    Parameters
+    ----------
+    network : nn.Module
+    groups : int
+        Of the channels of a layer; where it does not divide them, their greatest common divisor.
+
+    Source: Wu and He 2018, arXiv:1803.08494.
+    """
+    for parent in list(network.modules()):
+        for name, norm in parent.named_children():
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                channels = norm.num_features
+                setattr(parent, name, nn.GroupNorm(gcd(groups, channels), channels, norm.eps, norm.affine))
+    return network
 
 
 def parameter_count(network: nn.Module) -> str:

@@ -1,0 +1,154 @@
+"""Texts: passages as token ids and a mask."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from tdalib import objectives
+from tdalib.data.sources import fetched, register
+from tdalib.data.task import SPLITS, Task, from_arrays
+from tdalib.options import Count, Natural, checked
+
+SOTU = Path(__file__).parents[1] / "datasets" / "sotu3.csv"
+TOKENIZER = Path(__file__).parents[1] / "backbones" / "bert_sotu"
+LENGTH = 64  # tokens of a passage, at most
+
+
+def from_texts(
+    texts: Sequence[str],
+    labels: Sequence | None,
+    test_texts: Sequence[str],
+    test_labels: Sequence | None,
+    *,
+    classes: Sequence[str] | None = None,
+    tokenizer: str | None = None,
+    length: int = LENGTH,
+    train_index=None,
+    test_index=None,
+    facts: dict[str, tuple] | None = None,
+    objective=None,
+    name: str = "texts",
+) -> Task:
+    """A task from your own texts: inputs are `input_ids` and `attention_mask`, (n, length), integers.
+
+    Parameters
+    ----------
+    texts, test_texts : sequence of str
+        The train and the test passages; each becomes the label "text" of its point.
+    labels, test_labels : sequence of str, of int or of float, or None
+        Names of classes, classes from 0, or values to be met; None where the objective is about the texts themselves,
+        as "next_token" is.
+    classes : sequence of str, optional
+        Names, in the order that the network's outputs have; by default those of the train texts, sorted.
+    tokenizer : str, optional
+        A folder with a tokenizer as transformers' `save_pretrained` writes it, or a name on the Hugging Face hub: that
+        of the `backbone`, where a model has one. By default the shipped one: 4,000 lower-case tokens (BPE) of the State
+        of the Union addresses that `sotu3` does not hold.
+    length : int
+        Tokens of a passage; longer ones are cut, shorter ones padded.
+    train_index, test_index : int array, optional
+        Positions in the source; by default 0, 1, 2, …
+    facts : dict, optional
+        Name → (array of the train texts, array of the test texts): what else is known of each.
+    objective : str, Objective or (outputs, targets) → (points,), optional
+        By default cross_entropy for classes and squared_error for floats.
+
+    Raises
+    ------
+    ValueError
+        Texts that are none, labels that do not fit, a tokenizer that cannot be had.
+    """
+    given = {"train": list(texts), "test": list(test_texts)}
+    for split, passages in zip(given, given.values(), strict=True):
+        for k, passage in enumerate(passages):
+            if not isinstance(passage, str) or not passage.strip():
+                raise ValueError(f"text {k} of {split} is {passage!r}; every text must be a string that is not empty")
+    if labels is None and (objective is None or objectives.get(objective).targets_of is None):
+        raise ValueError("labels: None is for an objective about the texts themselves, such as next_token")
+    if labels is None:
+        labels, test_labels = np.zeros(len(given["train"])), np.zeros(len(given["test"]))
+    else:
+        labels, test_labels, classes = _classes(labels, test_labels, classes)
+    encode = _encoder(tokenizer, length)
+    facts = {"text": (given["train"], given["test"])} | (facts or {})
+    index = {"train_index": train_index, "test_index": test_index}
+    train, test = encode(given["train"]), encode(given["test"])
+    how = {"classes": classes, "labels": facts, "objective": objective, "name": name}
+    return from_arrays(train, labels, test, test_labels, **index, **how)
+
+
+@register("sotu3")
+@partial(checked, owner="sotu3")
+def from_sotu(
+    name="sotu3",
+    *,
+    train_per_class: Count,
+    test_per_class: Count,
+    seed: Natural = 0,
+    tokenizer: str | None = None,
+    length: Count = LENGTH,
+) -> Task:
+    """Passages from State of the Union addresses of Roosevelt (1901-08), Truman (1946-53) and Clinton (1993-2000).
+
+    Train and test passages come from different years. The first passages of each class are taken, in the order of the
+    shipped table, whatever the seed; labels are the passage, "text", and its "year".
+
+    Parameters
+    ----------
+    train_per_class, test_per_class : int
+        Up to 100 and 300.
+    seed : int
+        Without effect.
+    tokenizer, length
+        See `from_texts`.
+    """
+    table = pd.read_csv(SOTU)
+    classes = list(dict.fromkeys(table.sort_values("year")["label"]))
+    wanted = dict(zip(SPLITS, (train_per_class, test_per_class), strict=True))
+    parts = {}
+    for split, count in wanted.items():
+        rows = table[table["split"] == split]
+        available = int(rows["label"].value_counts().min())
+        if count > available:
+            raise ValueError(f"{split}_per_class: {count} is not possible; sotu3 has 1 to {available} per class")
+        parts[split] = pd.concat([rows[rows["label"] == label].head(count) for label in classes])
+    train, test = parts.values()
+    passages = train["text"], train["label"], test["text"], test["label"]
+    index = {"train_index": train.index, "test_index": test.index}
+    years = {"year": (train["year"], test["year"])}
+    how = {"tokenizer": tokenizer, "length": length}
+    return from_texts(*passages, classes=classes, facts=years, name="sotu3", **index, **how)
+
+
+def _classes(labels, test_labels, classes):
+    """Labels of both splits as numbers where they are names, and the names."""
+    labels, test_labels = np.asarray(labels), np.asarray(test_labels)
+    if labels.dtype.kind not in "OUS":
+        return labels, test_labels, classes
+    labels, test_labels = [str(x) for x in labels], [str(x) for x in test_labels]
+    classes = sorted(set(labels)) if classes is None else list(classes)
+    if unknown := sorted({*labels, *test_labels} - {*classes}):
+        raise ValueError(f"label {unknown[0]!r} is none of the classes {', '.join(classes)}")
+    return np.array([classes.index(x) for x in labels]), np.array([classes.index(x) for x in test_labels]), classes
+
+
+def _encoder(tokenizer: str | None, length: int):
+    """The function from passages to token ids and mask, (n, length) arrays."""
+    from transformers import AutoTokenizer
+
+    try:
+        folder = TOKENIZER if tokenizer is None else fetched(tokenizer)
+        known = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the hub and transformers raise what they come across
+        reason = " ".join(str(error).split()) or repr(error)
+        raise ValueError(f"tokenizer {tokenizer!r} is no folder or name on the hub of one: {reason}") from None
+    known.pad_token = known.pad_token or known.eos_token  # what is padded is masked, so any will do
+
+    def encode(passages: list[str]) -> dict[str, np.ndarray]:
+        given = known(passages, padding="max_length", truncation=True, max_length=length)
+        return {key: np.asarray(given[key]) for key in ("input_ids", "attention_mask")}
+
+    return encode
