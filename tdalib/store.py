@@ -4,8 +4,10 @@ import errno
 import json
 import shutil
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -18,7 +20,7 @@ from zarr.storage import LocalStore
 from tdalib.data import resolve
 
 # params that older stores lack, as they were then
-SINCE = {"objective": None, "model_options": {}, "optimizer": "adam", "momentum": 0.0, "removals": None}
+SINCE: dict[str, Any] = {"objective": None, "model_options": {}, "optimizer": "adam", "momentum": 0.0, "removals": None}
 
 
 def create(path: Path, empty: xr.Dataset) -> None:
@@ -40,19 +42,20 @@ def create(path: Path, empty: xr.Dataset) -> None:
     draft = path.with_name(f"{path.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     codecs = {"compressors": (ZstdCodec(), Crc32cCodec()), "write_empty_chunks": True}
-    encoding = {name: codecs for name in empty.data_vars}
+    encoding = {name: codecs | {"fill_value": np.nan} for name in empty.data_vars}
     encoding |= {name: codecs | {"chunks": empty[name].shape} for name in stored_at_once(empty)}
     try:
         with _full_disk_named(path), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata")  # xr.open_zarr asks for it all the same
             empty.to_zarr(draft, compute=False, zarr_format=3, encoding=encoding)
+        _check_fill(draft)
         draft.rename(path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
 @contextmanager
-def held(path: Path):
+def held(path: Path) -> Iterator[None]:
     """Hold the store at `path` for one run; the lock goes with the process, however that ends.
 
     Raises
@@ -80,7 +83,7 @@ def check(path: Path, empty: xr.Dataset) -> None:
     if not path.exists():
         return
     try:
-        made = zarr.open_group(path, mode="r").attrs
+        made: Any = zarr.open_group(path, mode="r").attrs
         before = SINCE | json.loads(made["params"])
     except Exception:  # zarr raises what the content makes it raise
         raise ValueError(f"store {path} exists and is not a tdalib store; choose another") from None
@@ -96,7 +99,7 @@ def check(path: Path, empty: xr.Dataset) -> None:
             raise ValueError(f"store {path} was made with {other}; choose another store")
 
 
-def open_result(path) -> xr.Dataset:
+def open_result(path: Path | str) -> xr.Dataset:
     """The stored Dataset, lazily but for its coordinates; a relative path starts at the repository root.
 
     Raises
@@ -111,10 +114,19 @@ def open_result(path) -> xr.Dataset:
         raise FileNotFoundError(f"no store at {path}; make one: python -m tdalib.run params/{path.stem}.yaml")
     if not (path / "zarr.json").is_file():
         raise ValueError(f"{path} is a folder, but not a tdalib store")
+    _check_fill(path)
     result = xr.open_zarr(_Verified(path, read_only=True))
     for name in missing(path, result):
         raise ValueError(f"store {path} lacks its {name}; the run that made the store writes it again")
     return result.assign_coords(result.coords.to_dataset().load().coords)
+
+
+def _check_fill(path: Path) -> None:
+    """Refuse a store in which a chunk that is not there would be read as a number."""
+    for name, array in zarr.open_group(path, mode="r").arrays():
+        if array.dtype == np.float32 and not np.isnan(array.fill_value):
+            filled = f"what {name} lacks would be read as {array.fill_value}, not as missing"
+            raise ValueError(f"store {path}: {filled}; make it again with another version of xarray or zarr")
 
 
 def write(path: Path, name: str, chunk: tuple[int, ...], values: np.ndarray) -> None:
@@ -126,7 +138,7 @@ def write(path: Path, name: str, chunk: tuple[int, ...], values: np.ndarray) -> 
         The disk is full. The store stays valid, and the same run goes on from here.
     """
     with zarr.config.set({"array.write_empty_chunks": True}), _full_disk_named(path):
-        zarr.open_group(path, mode="r+")[name].blocks[chunk] = values
+        zarr.open_group(path, mode="r+")[name].blocks[chunk] = values  # type: ignore[union-attr]
 
 
 def is_done(path: Path, name: str, chunk: tuple[int, ...]) -> bool:
@@ -134,14 +146,14 @@ def is_done(path: Path, name: str, chunk: tuple[int, ...]) -> bool:
     return path.joinpath(name, "c", *map(str, chunk)).is_file()
 
 
-def damaged(path) -> list[str]:
+def damaged(path: Path | str) -> list[str]:
     """The chunks whose bytes are not those that were written, by their checksum; all of the store is read."""
     path = resolve(path)
     files = sorted(file for file in path.glob("*/c/**/*") if file.is_file() and file.suffix != ".partial")
     return [file.relative_to(path).as_posix() for file in files if not _is_intact(file.read_bytes())]
 
 
-def repair(path) -> list[str]:
+def repair(path: Path | str) -> list[str]:
     """Remove the damaged chunks, so that the run which made the store computes them again; returns their names."""
     with held(resolve(path)):
         names = damaged(path)
@@ -153,13 +165,13 @@ def repair(path) -> list[str]:
 class _Verified(LocalStore):
     """A store that says which chunk is damaged; zarr's checksum codec knows no names."""
 
-    async def get(self, key, prototype=None, byte_range=None):
+    async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
         return self._verified(key, await super().get(key, prototype, byte_range))
 
-    def get_sync(self, key, **options):
+    def get_sync(self, key: str, **options: Any) -> Any:
         return self._verified(key, super().get_sync(key, **options))
 
-    def _verified(self, key, value):
+    def _verified(self, key: str, value: Any) -> Any:
         if value is not None and "/c/" in key and not _is_intact(value.to_bytes()):
             remedy = "tdalib.store.repair removes it, and the run that made the store computes it again"
             raise ValueError(f"chunk {key} of {self.root} is damaged; {remedy}")
@@ -172,7 +184,7 @@ def _is_intact(content: bytes) -> bool:
 
 
 @contextmanager
-def _full_disk_named(path: Path):
+def _full_disk_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

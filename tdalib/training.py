@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.optim import Optimizer
 
-from tdalib.data import Task, chosen
-from tdalib.networks import SlowerPath, State, forward, forward_at, set_state, state_of, to_training, trainable
+from tdalib.data import Inputs, Task, chosen
+from tdalib.networks import SlowerPath, State, Theta, forward, forward_at, set_state, state_of, to_training, trainable
 from tdalib.options import Count, Fraction, NonNegative, Positive, check_fields
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
@@ -53,7 +53,7 @@ class Recipe:
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     momentum: Fraction = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_fields(self)
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum: {self.momentum} is for sgd; optimizer {self.optimizer!r} has its own")
@@ -62,7 +62,7 @@ class Recipe:
         """The learning rate of one of a training's `steps`, counted from 0."""
         return self.learning_rate * (1 if self.schedule == "constant" else 1 - step / steps)
 
-    def start(self, parameters) -> Optimizer:
+    def start(self, parameters: Iterable[Tensor]) -> Optimizer:
         """A fresh optimiser: torch's own, in its fused form, which is the fastest on CPUs too."""
         options = {"momentum": self.momentum} if self.optimizer == "sgd" else {}
         rate, decay = self.learning_rate, self.weight_decay
@@ -79,6 +79,19 @@ class Recipe:
         if self.optimizer == "adamw" and self.weight_decay:
             raise ValueError(f"{who} needs weight_decay as a term of the loss, and adamw decays apart from it")
         return self.weight_decay
+
+
+def known(recipe: Recipe | None) -> Recipe:
+    """The recipe, for one who cannot do without it.
+
+    Raises
+    ------
+    ValueError
+        It is not known.
+    """
+    if recipe is None:
+        raise ValueError("the recipe of the training is not known, and is needed here")
+    return recipe
 
 
 def batch_order(n: int, recipe: Recipe, batch_seed: int) -> list[list[Tensor]]:
@@ -174,7 +187,7 @@ def train_stack(training: Training, weights: Tensor | None = None, keep: int = 1
     # name → (removal, ...)
     stacked = {key: torch.stack([p.detach()] * len(weights)).requires_grad_() for key, p in trainable(network).items()}
 
-    def of_one(theta, weight, inputs, targets):
+    def of_one(theta: Theta, weight: Tensor, inputs: Inputs, targets: Tensor) -> Tensor:
         return training.batch_loss(forward_at(network, theta, inputs), targets, weight)
 
     of_each = vmap(of_one, in_dims=(0, 0, None, None), randomness="same")
@@ -183,12 +196,15 @@ def train_stack(training: Training, weights: Tensor | None = None, keep: int = 1
         batch = batch.to(points.device)
         return of_each(stacked, weights[:, batch], chosen(points.inputs, batch), points.targets[batch]).sum()
 
+    start, fault = state_of(network), ""
     try:
         with torch.random.fork_rng(devices=[points.device] if points.device.type == "cuda" else []):
             loss(training.steps[0]).backward()
     except Exception as error:  # a network that vmap cannot serve fails in its own way
-        why = str(error).strip().split("\n")[0]
-        warnings.warn(f"a stack is trained one network after another: {why}", SlowerPath, stacklevel=2)
+        fault = str(error).strip().split("\n")[0]
+    set_state(network, start)
+    if fault:
+        warnings.warn(f"a stack is trained one network after another: {fault}", SlowerPath, stacklevel=2)
         yield from train(training, weights, keep)
         return
     kept = []

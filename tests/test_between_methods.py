@@ -66,6 +66,32 @@ def test_interval_against_a_loop():
         np.testing.assert_allclose(end[[0, 1, 3]], expected, atol=1e-5)
 
 
+def test_interval_of_many_pairs_is_that_of_some_drawn_from_all():
+    """Of 10,400 pairs, the first without noise and the last with much, 10,000 tell the scatter; all tell the rest."""
+    stream = np.random.default_rng(17)
+    expectation = stream.normal(size=(104, 100, 2)) + stream.normal(size=(104, 100, 1))
+    noise = np.linspace(0, 6, 104)[:, None, None] * stream.normal(size=(5, 1, 104, 100, 2))
+    tau = simulate(expectation + noise)
+    table = stats.agreement(tau, resamples=8, level=0.8, seed=4).isel(method=0, other=1)
+    x = tau.values.astype(np.float64).reshape(5, -1, 2)
+    mean, std = x.mean(0).T, x.std(0, ddof=1).T
+    measures = (scipy.stats.pearsonr, scipy.stats.spearmanr)
+    whole = np.array([[measure(*column).statistic for measure in measures] for column in (mean, std)])
+    np.testing.assert_allclose(table.correlation[:2], whole, atol=1e-6)
+    assert float(table.same_sign) == pytest.approx((np.sign(mean[0]) == np.sign(mean[1])).mean())
+    x = x[np.lexsort(tau.values.reshape(5, -1, 2).mean(1).T)]  # whatever the order of the members was
+    stream, z = np.random.default_rng(4), []
+    x = x[:, np.sort(stream.choice(10_400, 10_000, replace=False))]
+    for _ in range(8):
+        again = x[stream.integers(5, size=5)]
+        columns = again.mean(0).T, again.std(0, ddof=1).T
+        z.append([[np.arctanh(measure(*column).statistic) for measure in measures] for column in columns])
+    wide = np.sqrt(5 / 4) * scipy.stats.t.ppf(0.9, 4) / scipy.stats.norm.ppf(0.9)
+    ends = np.quantile(z - np.mean(z, 0), [0.1, 0.9], axis=0) * wide
+    for end, scatter in zip((table.low, table.high), ends, strict=True):
+        np.testing.assert_allclose(end[:2], np.tanh(np.arctanh(whole) + scatter), atol=1e-5)
+
+
 def test_interval_holds_what_other_members_give():
     """One set of pairs, many sets of members: the mean correlation lies in about 90 % of the 90 % intervals."""
     stream = np.random.default_rng(1)

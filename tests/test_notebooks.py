@@ -1,10 +1,13 @@
 """Every notebook runs top to bottom with tiny params; each is committed as its kind should be."""
 
+import os
+
 import nbformat
 import numpy as np
 import papermill
 import pytest
 import xarray as xr
+from filelock import FileLock
 
 from tdalib import Params, run
 from tdalib.data import ROOT
@@ -20,27 +23,33 @@ workers: 1
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def experiment(tmp_path_factory):
-    """A tiny params file, with the place of its store in it."""
-    path = tmp_path_factory.mktemp("experiment") / "tiny.yaml"
-    path.write_text(f"{TINY}store: {path.with_suffix('.zarr')}\n")
+    """A tiny params file whose store is finished: made once, also where several processes test."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # the parent is this session's, too
+    path = folder / "tiny.yaml"
+    with FileLock(folder / "tiny.lock"):
+        if not path.exists():
+            path.write_text(f"{TINY}store: {path.with_suffix('.zarr')}\n")
+        Params.read(path).experiment().run()  # what the store holds is not computed again
     return path
 
 
 @pytest.mark.slow
-def test_runner_leaves_store_and_executed_notebook(experiment, capfd):
-    assert run.main([str(experiment)]) == 0
-    result = xr.open_zarr(experiment.with_suffix(".zarr"))
+def test_runner_leaves_store_and_executed_notebook(tmp_path, capfd):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(f"{TINY}store: {path.with_suffix('.zarr')}\n")
+    assert run.main([str(path)]) == 0
+    result = xr.open_zarr(path.with_suffix(".zarr"))
     assert result.tau.shape == (8, 9, 9, 5) and result.tau.notnull().all()
-    executed = nbformat.read(experiment.with_suffix(".ipynb"), as_version=4)
+    executed = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
     assert any(output.get("data", {}).get("image/png") for cell in executed.cells for output in cell.get("outputs", []))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, experiment, tmp_path):
-    """In alphabetical order: those that need a store find the one of 00 or 10; alone, each makes its own."""
     values = {
         "00": {"experiment": str(experiment)},
         "01": {"train_per_class": 2, "test_per_class": 2, "trainings": 5},
@@ -53,9 +62,8 @@ def test_notebook_runs(path, experiment, tmp_path):
         "25": {"runs": [str(experiment)], "folder": str(tmp_path)},
         "90": {"size": "small"},
         "91": {"size": "small", "folder": str(tmp_path / "vit")},
+        "92": {"size": "small", "folder": str(tmp_path / "bert")},
     }[path.stem[:2]]
-    if path.stem[:2] in ("20", "21", "22", "24", "25") and not experiment.with_suffix(".zarr").exists():
-        run.execute(Params.read(experiment))
     if path.stem[:2] == "23":
         for name in ("crossed", "deep_ensemble", "sgld"):
             file = tmp_path / f"{name}.yaml"

@@ -222,6 +222,23 @@ def test_extremes_are_the_ends_and_distinct(draws):
     assert ends.train[0] != ends.train[1] and ends.test[0] != ends.test[1]
 
 
+def test_pairs_whose_tau_is_always_0_are_at_neither_end(draws):
+    """A mean of 0 that scatters is the least to be trusted, and what never varies the most; no τ at all is no pair."""
+    draws[:, :, :2, :3] = 0
+    draws[:, :, 3, 4] = np.array([-1, 1, -1, 1, -1, 1])[:, None, None]
+    draws[:, :, 2, 0] = 7
+    draws[0, 0, 3, 1] = np.nan
+    table = stats.per_pair(simulate(draws))
+    ends = stats.extremes(table, "m1", count=9)
+    most, least = (ends[ends.trust == end] for end in ("most", "least"))
+    assert (most.train.iloc[0], most.test.iloc[0], most.snr.iloc[0]) == (2, 0, np.inf)
+    assert (least.train.iloc[-1], least.test.iloc[-1], least.snr.iloc[-1]) == (3, 4, 0)
+    assert not ((ends.train < 2) & (ends.test < 3)).any() and not ((ends.train == 3) & (ends.test == 1)).any()
+    for without in (0 * np.nan_to_num(draws), draws[1:2]):  # any effect; a second member, so any ratio
+        nothing = stats.extremes(stats.per_pair(simulate(without)), "m1")
+        assert len(nothing) == 0 and list(nothing.columns) == list(ends.columns)
+
+
 def test_a_method_that_never_varies_is_all_signal(draws):
     draws[..., 0] = 2
     table = stats.per_pair(simulate(draws))

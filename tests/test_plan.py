@@ -24,9 +24,12 @@ def posterior(digits):
 
 @pytest.fixture
 def known(monkeypatch):
-    """One call takes the seconds above, or what is put here, a function of how many removals it is about."""
+    """One call takes the seconds above, or what is put here, a function of how many removals it is about.
+
+    `of_worker` is how often as long the call takes in each worker, and the GB that it holds.
+    """
     laws = {"posterior": lambda n: DRAWING, "retraining": lambda n: RETRAINING, "estimate": lambda n: ESTIMATE}
-    laws["asked"] = []
+    laws |= {"of_worker": lambda kind, worker: (1, 0.1), "asked": []}
 
     def timed(call, *arguments):
         value = call(*arguments)
@@ -36,25 +39,32 @@ def known(monkeypatch):
             kind, n = "retraining", value[0].shape[1]
         else:
             kind, n = "posterior", 0
+        worker = [asked for asked, _ in laws["asked"]].count(kind)  # they measure in turn
         laws["asked"].append((kind, n))
-        return value, Cost(laws[kind](n), 0.1)
+        slower, memory = laws["of_worker"](kind, worker)
+        return value, Cost(laws[kind](n) * slower, memory)
 
     monkeypatch.setattr(units, "timed", timed)
     return laws
 
 
 @pytest.fixture
-def seconds(blobs, monkeypatch):
-    """What a plan says of methods, in seconds; this process plays all workers."""
+def plan(blobs, monkeypatch):
+    """What a plan says of methods; this process plays all workers."""
     parallel = experiment.parallel
     monkeypatch.setattr(experiment, "parallel", lambda work, device, jobs, where: parallel(work, device, 1, where))
     monkeypatch.setattr(joblib, "effective_n_jobs", lambda jobs: jobs)
 
-    def planned(methods, path=None, jobs=1, stack=None):
-        asked = Experiment(ensemble(blobs, stack), methods, path=path, device="cpu", workers=jobs)
-        return asked.plan()["minutes"] * 60
+    def plan(methods, path=None, jobs=1, stack=None):
+        return Experiment(ensemble(blobs, stack), methods, path=path, device="cpu", workers=jobs).plan()
 
-    return planned
+    return plan
+
+
+@pytest.fixture
+def seconds(plan):
+    """Of a plan, in seconds."""
+    return lambda *asked, **how: plan(*asked, **how)["minutes"] * 60
 
 
 def ensemble(task, stack=None):
@@ -75,6 +85,15 @@ def test_a_stack_is_as_many_removals_as_it_holds(known, seconds, stack):
     in_one = min(stack, POINTS)
     assert seconds(["loo"], stack=stack)["loo"] == pytest.approx(RETRAINING * POINTS / in_one * MEMBERS)
     assert ("retraining", in_one) in known["asked"]
+
+
+def test_time_is_the_mean_of_the_workers_and_memory_that_of_the_largest(known, plan):
+    held = {"posterior": 1.0, "retraining": 4.0, "estimate": 2.0}  # GB
+    known["of_worker"] = lambda kind, worker: ([1, 4, 1][worker], held[kind] + [0, 0.5, 0.25][worker])
+    minutes, memory, _ = plan(["loo", "gd"], jobs=3).to_numpy().T
+    once = [DRAWING, RETRAINING * POINTS, ESTIMATE * CHECKPOINTS]  # of a member; of three workers each has one
+    assert minutes[:-1] * 60 == pytest.approx([2 * each for each in once])
+    assert memory.tolist() == [1.5, 4.5, 2.5, 4.5]
 
 
 def test_an_estimate_is_timed_at_one_draw_on_all_removals(known, seconds):
@@ -99,15 +118,27 @@ def test_what_sees_many_draws_is_timed_on_them_and_what_sees_all_members_has_one
     assert table["of_all"] == pytest.approx(ESTIMATE * MEMBERS)
 
 
-def test_what_is_half_done_costs_the_rest(known, seconds, blobs, tmp_path):
+def test_what_is_half_done_costs_the_rest(known, plan, blobs, tmp_path):
     path = tmp_path / "a.zarr"
     attribute(ensemble(blobs), ["loo", "gd"], path=path, device="cpu", workers=1)
     for chunk in ("0/1/0/0", "1/2/0/0", "1/3/0/1"):  # of member, block, test, method
         (path / "tau/c" / chunk).unlink()
-    table, blocks = seconds(["loo", "gd"], path=path, jobs=2), ceil(POINTS / BLOCK)
-    assert table["posterior"] == pytest.approx(DRAWING)  # two members at once
-    assert table["loo"] == pytest.approx(RETRAINING * POINTS * 2 / blocks / 2)
-    assert table["gd"] == pytest.approx(ESTIMATE * CHECKPOINTS * 1 / blocks / 2)
+    table, blocks = plan(["loo", "gd"], path=path, jobs=2), ceil(POINTS / BLOCK)
+    seconds, disk = table["minutes"] * 60, table["disk (GB)"]
+    assert seconds["posterior"] == pytest.approx(DRAWING)  # two members at once
+    assert seconds["loo"] == pytest.approx(RETRAINING * POINTS * 2 / blocks / 2)
+    assert seconds["gd"] == pytest.approx(ESTIMATE * CHECKPOINTS * 1 / blocks / 2)
+    block = CHECKPOINTS * POINTS * len(blobs.test) * 4 / 1e9 / blocks
+    assert disk.tolist() == pytest.approx([0, 2 * 2 * block, block, 5 * block])  # two blocks of two variables, and one
+
+
+def test_a_stack_that_lacks_one_block_costs_all_of_its_blocks(known, seconds, blobs, tmp_path):
+    path = tmp_path / "a.zarr"
+    attribute(ensemble(blobs, stack=2 * BLOCK), ["loo"], path=path, device="cpu", workers=1)
+    (path / "tau/c/1/2/0/0").unlink()
+    table = seconds(["loo"], path=path, stack=2 * BLOCK)
+    stacks = POINTS / (2 * BLOCK)  # as the one that is timed
+    assert table["loo"] == pytest.approx(RETRAINING * stacks * 2 / ceil(POINTS / BLOCK))
 
 
 def test_memory_is_the_most_that_was_held_until_then():
@@ -130,6 +161,7 @@ def test_table(posterior, tmp_path):
     result = attribute(posterior, ["loo", "gd"], workers=1)
     assert disk["gd"] * 1e9 == pytest.approx(result.tau.nbytes / 2)
     assert disk["loo"] * 1e9 == pytest.approx(result.tau.nbytes / 2 + result.loss_without.nbytes)
+    assert disk["posterior"] == 0 and disk["total"] == pytest.approx(disk["loo"] + disk["gd"])
     assert not list(tmp_path.iterdir())
 
 

@@ -30,7 +30,7 @@ def write(path, **values):
         ({"members": 0}, "members: 0 is not possible; input should be greater than or equal to 1"),
         ({"members": "'3'"}, "members: '3' is not possible"),
         ({"checkpoints": 16}, "checkpoints: 16 is not possible with 1 epochs"),
-        ({"model": "cnn9"}, "model: model 'cnn9' is not known; choose from cnn2, cnn3, logreg, mlp, vit_lora"),
+        ({"model": "cnn9"}, "model: model 'cnn9' is not known; choose from bow, cnn2, cnn3, gpt2, logreg"),
         ({"sampler": "mcmc"}, "sampler: sampler 'mcmc' is not known"),
         (
             {"sampler_options": "{vari: init}"},

@@ -1,12 +1,14 @@
 """The layout on disk, and what a store refuses."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
-from tdalib import Recipe, attributors, deep_ensemble, removals, result, store
+from tdalib import Experiment, Recipe, attributors, deep_ensemble, models, objectives, removals, result, samplers, store
 
 PARAMS = {"seed": 0}
 
@@ -70,3 +72,123 @@ def test_places_where_no_store_can_lie(empty, tmp_path):
 def test_missing_store_says_how_to_make_one():
     with pytest.raises(FileNotFoundError, match="python -m tdalib.run params/nowhere.yaml"):
         store.open_result("results/nowhere.zarr")
+
+
+def twin(task, seed):
+    """The network of mlp, called otherwise."""
+    return models.mlp(task, seed)
+
+
+def without_params(
+    task, methods=("loo", "gd"), sampler="deep_ensemble", model="mlp", model_options=None, recipe=None, path=None,
+    removals=None, options=None, of_task=None, **asked,
+):  # fmt: skip
+    """An experiment made from Python, of a few short trainings but for what is asked."""
+    task = replace(task, **(of_task or {}))
+    network = models.get(model, **(model_options or {}))
+    recipe = Recipe(**{"epochs": 2, "optimizer": "sgd"} | (recipe or {}))
+    posterior = samplers.get(sampler)(network, task, recipe, **{"members": 2, "checkpoints": 1} | asked)
+    return Experiment(posterior, methods, removals=removals, options=options, path=path, device="cpu", workers=1)
+
+
+DROPS = {"model_options": {"dropout": 0.1}}
+DIFFERENCES = [  # the params that differ, one experiment and another; what is not said is as in `without_params`
+    ("batch_size", {"recipe": {"batch_size": 4}}, {"recipe": {"batch_size": 5}}),
+    ("checkpoints", {"checkpoints": 1}, {"checkpoints": 2}),
+    ("dataset", {}, {"of_task": {"name": "other"}}),
+    ("epochs", {"recipe": {"epochs": 2}}, {"recipe": {"epochs": 3}}),
+    ("learning_rate", {"recipe": {"learning_rate": 1e-3}}, {"recipe": {"learning_rate": 2e-3}}),
+    ("members", {"members": 2}, {"members": 3}),
+    ("method_options", {}, {"options": {"loo": {"protocol": "continue"}}}),
+    ("method_options", {"options": {"gd": {"memory": 1.0}}}, {"options": {"gd": {"memory": 2.0}}}),
+    ("methods", {"methods": ["loo", "gd"]}, {"methods": ["gd", "loo"]}),
+    ("model", {}, {"model": twin}),
+    ("model_options", {"model_options": {"dropout": 0.1}}, {"model_options": {"dropout": 0.2}}),
+    ("model_options", {}, {"model_options": {"width": 5}}),
+    ("momentum", {"recipe": {"momentum": 0.5}}, {"recipe": {"momentum": 0.9}}),
+    ("objective", {}, {"of_task": {"objective": replace(objectives.get("cross_entropy"), name="own")}}),
+    ("optimizer", {"recipe": {"optimizer": "adam"}}, {"recipe": {"optimizer": "adamw"}}),
+    ("removals", {}, {"removals": {"points": [0, 1, 2, 3, 4, 5]}}),
+    ("removals", {"removals": {"points": 3}}, {"removals": {"points": 3, "seed": 1}}),
+    ("removals", {"removals": {"sets": [[0, 1]]}}, {"removals": {"sets": [[0, 1]], "renormalise": True}}),
+    ("sampler", DROPS, DROPS | {"sampler": "mc_dropout"}),
+    ("sampler_options", {"sampler": "sgld"}, {"sampler": "sgld", "temperature": 0.5}),
+    ("schedule", {"recipe": {"schedule": "constant"}}, {"recipe": {"schedule": "linear"}}),
+    ("seeds", {"seed": 0}, {"seed": 1}),
+    ("seeds", {"vary": "both"}, {"vary": "init"}),
+    ("seeds", {"vary": "both"}, {"vary": "batch"}),
+    ("stack", {}, {"stack": 1}),
+    ("stack", {"stack": 25}, {"stack": 50}),
+    ("weight_decay", {"recipe": {"weight_decay": 0.0}}, {"recipe": {"weight_decay": 0.1}}),
+]
+
+
+@pytest.mark.parametrize(("key", "one", "other"), DIFFERENCES)
+def test_an_experiment_that_differs_is_refused_by_name(digits, tmp_path, key, one, other):
+    for number, (made, asked) in enumerate([(one, other), (other, one)]):
+        path = tmp_path / f"{number}.zarr"
+        store.create(path, without_params(digits, **made)._empty)
+        with pytest.raises(ValueError, match=rf"{number}.zarr was made with {key}: .*, not .*; choose another store"):
+            without_params(digits, path=path, **asked).check()
+
+
+def test_the_same_experiment_made_again_is_not_refused(digits, tmp_path):
+    for _ in range(2):
+        asked = without_params(digits, path=tmp_path / "a.zarr")
+        asked.check()
+        store.create(asked.path, asked._empty)
+
+
+def test_every_param_tells_experiments_apart(digits):
+    params = json.loads(without_params(digits)._empty.attrs["params"])
+    assert params.keys() - {key for key, *_ in DIFFERENCES} == {"device"}  # a GPU is not everywhere
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        ({"device": "cuda"}, "device: cuda, not cpu"),
+        ({"epochs": None}, "epochs: None, not 2"),
+        ({"later": 1}, "later: 1, not None"),
+    ],
+)
+def test_a_store_that_holds_other_params_or_lacks_one_is_refused(digits, tmp_path, held, message):
+    asked = without_params(digits, path=tmp_path / "a.zarr")
+    params = json.loads(asked._empty.attrs["params"]) | held
+    params = {key: value for key, value in params.items() if value is not None}  # of which a store need say nothing
+    store.create(asked.path, asked._empty.assign_attrs(params=json.dumps(params)))
+    with pytest.raises(ValueError, match=f"a.zarr was made with {message}; choose another store"):
+        asked.check()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("what", ["inputs", "targets"])
+def test_other_data_of_the_same_name_are_refused(digits, tmp_path, split, what):
+    asked = without_params(digits, path=tmp_path / "a.zarr")
+    store.create(asked.path, asked._empty)
+    points = getattr(digits, split)
+    values = getattr(points, what).clone()
+    values[0] = values[-1]
+    other = replace(digits, **{split: replace(points, **{what: values})})
+    with pytest.raises(ValueError, match="a.zarr was made with other points or targets; choose another store"):
+        without_params(other, path=asked.path).check()
+
+
+@pytest.mark.parametrize("part", ["1.bias", "1.weight", "scale"], ids=["trained", "frozen", "buffer"])
+def test_another_network_of_the_same_name_is_refused(digits, tmp_path, part):
+    def network(shift):
+        def own(task, seed):
+            layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 3))
+            layers[1].weight.requires_grad_(False)
+            layers.register_buffer("scale", torch.ones(1))
+            with torch.no_grad():
+                layers.state_dict()[part].add_(shift)
+            return layers
+
+        return own
+
+    asked = without_params(digits, ["gd"], model=network(0.0), path=tmp_path / "a.zarr")
+    store.create(asked.path, asked._empty)
+    without_params(digits, ["gd"], model=network(0.0), path=asked.path).check()
+    with pytest.raises(ValueError, match="a.zarr was made with another model or backbone; choose another store"):
+        without_params(digits, ["gd"], model=network(0.5), path=asked.path).check()

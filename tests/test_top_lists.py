@@ -49,6 +49,19 @@ def test_top_k_stability_of_certainty_and_of_chance():
         assert float(noise[name].mean()) == pytest.approx(noise.attrs[f"chance_{name}"], rel=0.05)
 
 
+def test_lists_of_points_that_never_matter_are_the_same():
+    """The first points make the list; one member in which another point matters disagrees with the rest."""
+    draws = np.zeros((4, 2, 12, 6, 2))
+    assert (stats.proponents(stats.by_member(simulate(draws)), 3).transpose(..., "rank") == [0, 1, 2]).all()
+    draws[3, :, 11, 2, 1] = 1
+    table = stats.top_k_stability(simulate(draws), 3)
+    expected = {"overlap": 2 / 3, "jaccard": 2 / 4, "rbo": rank_biased_overlap([0, 1, 2], [11, 0, 1])}
+    for name, of_one in expected.items():
+        values = np.ones((6, 2))
+        values[2, 1] = (3 + 3 * of_one) / 6  # of six pairs of members three have the one that differs
+        np.testing.assert_allclose(table[name], values)
+
+
 def test_a_list_with_a_gap_has_no_stability():
     tau = simulate(np.random.default_rng(11).normal(size=(4, 2, 12, 6, 2)))
     holes = tau.copy()
