@@ -58,11 +58,11 @@ class Experiment:
     options: dict[str, dict] | None = None
     path: Path | str | None = None
     params: dict | None = None
-    device: str = "auto"
+    device: Device = "auto"
     workers: int | None = None
     scheduler: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check("", {"workers": Count | None, "device": Device}, {"workers": self.workers, "device": self.device})
 
     def check(self) -> None:
@@ -187,7 +187,7 @@ def _table(work: Work, units: list[Unit], members: int, measured: list[dict[str,
     timed = pd.concat([pd.DataFrame.from_dict(costs, "index", columns=Cost._fields) for costs in measured])
     cost = timed.groupby(level=0, sort=False).agg({"seconds": "mean", "memory": "max"})
     array = work.posterior.checkpoints * len(work.removals) * len(work.posterior.task.test) * 4 / 1e9  # GB of a member
-    turns, disk = {"posterior": ceil(members / len(measured))}, {"posterior": 0.0}
+    turns, disk = {"posterior": float(ceil(members / len(measured)))}, {"posterior": 0.0}
     for name, method in work.methods.items():
         is_one_unit = method.scope == "posterior"  # of all members
         blocks = sum(len(unit.blocks) for unit in units if unit.method == name)
@@ -200,7 +200,7 @@ def _table(work: Work, units: list[Unit], members: int, measured: list[dict[str,
     return table
 
 
-def attribute(posterior: Posterior, methods: Sequence[str] | str, **asked) -> xr.Dataset:
+def attribute(posterior: Posterior, methods: Sequence[str] | str, **asked: Any) -> xr.Dataset:
     """`Experiment(posterior, methods, **asked).run()`: its parameters, and what that returns and raises."""
     return Experiment(posterior, methods, **asked).run()
 

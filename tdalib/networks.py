@@ -1,6 +1,7 @@
 """Networks as functions of what they hold: parameters that are trained, and the rest that their output depends on."""
 
 import inspect
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from copy import deepcopy
 from functools import partial
@@ -64,9 +65,9 @@ def forward_at(network: nn.Module, held: dict[str, Tensor], inputs: Inputs) -> T
     return _outputs(functional_call(network, held, *_arguments(network, inputs)))
 
 
-def calls(network: nn.Module, layers: dict[str, nn.Module], inputs: Inputs) -> dict[str, list[tuple[tuple, Any]]]:
+def calls(network: nn.Module, layers: Mapping[str, nn.Module], inputs: Inputs) -> dict[str, list[tuple[tuple, Any]]]:
     """What each of some layers takes and gives in one pass, (arguments, output) of every call; no gradient."""
-    seen = {name: [] for name in layers}
+    seen: dict[str, list[tuple[tuple, Any]]] = {name: [] for name in layers}
     with ExitStack() as hooks, torch.no_grad():
         for name, layer in layers.items():
             note = partial(lambda calls, _, arguments, output: calls.append((arguments, output)), seen[name])

@@ -1,7 +1,7 @@
 """Options: declared once, as a keyword with a type, checked in one place, and refused in one sentence."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from typing import Annotated, Any
 
@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from typing_extensions import TypedDict
 
 
-def _number(value):
+def _number(value: Any) -> Any:
     if isinstance(value, bool | np.bool_):
         raise ValueError(f"{value} is not possible; it must be a number")
     return value.item() if isinstance(value, np.generic) else value
@@ -28,7 +28,7 @@ OPTIONS = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 ARGUMENTS = ("recipe", "removed")  # what the library itself hands to a function; all else with a default is an option
 
 
-def sentence(error: dict, keys, owner: str = "") -> str:
+def sentence(error: Mapping[str, Any], keys: Iterable[str], owner: str = "") -> str:
     """One of pydantic's errors in a line that names the key, of the owner's `keys`, and what is allowed."""
     key = ".".join(map(str, (owner, *error["loc"]) if owner else error["loc"]))
     if error["type"] == "extra_forbidden" and owner:
@@ -58,7 +58,7 @@ def check(owner: str, types: dict[str, Any], given: dict) -> dict:
     ValueError
         One line that names the owner, the option and what is allowed.
     """
-    wanted = with_config(OPTIONS)(TypedDict("Options", types, total=False))
+    wanted = with_config(OPTIONS)(TypedDict("Options", types, total=False))  # type: ignore[operator]
     try:
         found = TypeAdapter(wanted).validate_python(given)
     except ValidationError as error:
@@ -75,14 +75,14 @@ def checked(function: Callable, owner: str) -> Callable:
     free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
     @wraps(function)
-    def called(*arguments, **given):
+    def called(*arguments: Any, **given: Any) -> Any:
         beside = {key: given.pop(key) for key in [*given] if key not in types and (free or key in parameters)}
         return function(*arguments, **beside, **check(owner, types, given))
 
     return called
 
 
-def check_fields(instance) -> None:
+def check_fields(instance: Any) -> None:
     """Check the annotated fields of a frozen dataclass, and set them as their types want them."""
     for key, value in check("", type(instance).__annotations__, vars(instance)).items():
         object.__setattr__(instance, key, value)

@@ -1,6 +1,7 @@
 """Params: the one list of names that the run notebook, the YAML files and Python share."""
 
 import re
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +21,7 @@ OF_THEIR_OWN = {"train_per_class", "test_per_class", "seed", "objective", "membe
 
 
 def _must(pattern: str, rule: str) -> AfterValidator:
-    def check(value):
+    def check(value: str) -> str:
         if not re.search(pattern, value):
             raise ValueError(f"{value!r} is not possible; it must {rule}")
         return value
@@ -28,14 +29,17 @@ def _must(pattern: str, rule: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _known(find) -> AfterValidator:
+def _known(find: Callable) -> AfterValidator:
     """A name that `find` finds."""
     return AfterValidator(lambda name: find(name) and name)
 
 
 Name = Annotated[str, _known(attributors.get)]
 
-OfRecipe = create_model("OfRecipe", **{option.name: (option.type, option.default) for option in fields(Recipe)})
+OF_RECIPE: dict[str, Any] = {option.name: (option.type, option.default) for option in fields(Recipe)}
+OfRecipe: Any = create_model("OfRecipe", **OF_RECIPE)
+
+FIND: dict[str, Callable] = {"dataset": data.loader, "model": models.get, "sampler": samplers.get}
 
 
 class Params(OfRecipe):
@@ -84,7 +88,7 @@ class Params(OfRecipe):
             raise ValueError("; ".join(sentence(e, cls.model_fields) for e in error.errors())) from None
 
     @classmethod
-    def read(cls, path) -> "Params":
+    def read(cls, path: Path | str) -> "Params":
         """Params from a YAML file, which holds only what differs from the defaults; `name` is the file's by default."""
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -101,17 +105,16 @@ class Params(OfRecipe):
 
     @field_validator("dataset_options", "model_options", "sampler_options", "method_options")
     @classmethod
-    def _options_are_known(cls, given, info):
+    def _options_are_known(cls, given: dict[str, Any], info: Any) -> dict[str, Any]:
         kind = info.field_name.removesuffix("_options")
         if kind == "method":
             return {name: _checked(name, attributors.get(name).function, given[name]) for name in given}
         name = info.data.get(kind)  # None where it is wrong itself
-        find = {"dataset": data.loader, "model": models.get, "sampler": samplers.get}[kind]
-        return _checked(name, find(name), given) if name else given
+        return _checked(name, FIND[kind](name), given) if name else given
 
     @property
     def recipe(self) -> Recipe:
-        return Recipe(**self.model_dump(include=set(OfRecipe.model_fields)))
+        return Recipe(**self.model_dump(include=set(OF_RECIPE)))
 
     @property
     def path(self) -> Path:
@@ -147,7 +150,7 @@ class Params(OfRecipe):
         )
 
 
-def _checked(name: str, function, given: dict) -> dict:
+def _checked(name: str, function: Callable, given: dict) -> dict:
     """The options of a function that are no params of their own, checked."""
     types = {key: wanted for key, wanted in options_of(function).items() if key not in OF_THEIR_OWN}
     return check(name, types, given)

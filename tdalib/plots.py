@@ -1,6 +1,7 @@
 """Figures from labelled tables. No statistics here: every function draws what it is given and returns Axes."""
 
 import json
+from typing import Any
 from zlib import crc32
 
 import matplotlib.pyplot as plt
@@ -14,7 +15,7 @@ _COLOURS = sns.color_palette("colorblind")
 PALETTE = {name: _COLOURS[k] for k, name in enumerate(("loo", "ats", "if", "gd", "gc"))}  # one colour per method
 
 
-def colour(method: str):
+def colour(method: str) -> tuple[float, float, float]:
     """The colour of a method, the same in every figure; one of your own gets one of the rest by its name."""
     rest = _COLOURS[len(PALETTE) :]
     return PALETTE.get(method, rest[crc32(method.encode()) % len(rest)])
@@ -184,7 +185,7 @@ def plot_draws(tau: xr.DataArray, members: xr.DataArray, *, ax: Axes | None = No
     return ax
 
 
-def plot_image(image, title: str, *, ax: Axes | None = None) -> Axes:
+def plot_image(image: Any, title: str, *, ax: Axes | None = None) -> Axes:
     """One image, (channels, height, width) in any range, scaled to its own range; a vector becomes a strip."""
     ax = ax or plt.gca()
     image = np.asarray(image)
@@ -196,7 +197,7 @@ def plot_image(image, title: str, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_proponents(top: xr.DataArray, task, test: int, *, axes=None) -> np.ndarray:
+def plot_proponents(top: xr.DataArray, task: Any, test: int, *, axes: np.ndarray | None = None) -> np.ndarray:
     """The train images that help one test image most, best first, a row for each member; above each its class.
 
     `top` is `stats.proponents` of one test point and method, (member, rank). A thick frame marks the images of the

@@ -1,27 +1,28 @@
 """What is known by name: models, samplers, methods, objectives and data sets, each kind in a registry of its own."""
 
 from collections.abc import Callable
+from typing import Any
 
 from tdalib import options
 
 
-class Registry(dict):
+class Registry(dict[str, Any]):
     """Name → what is registered. `make` turns a function and the facts given with it into that."""
 
     def __init__(self, kind: str, make: Callable = lambda name, function: function):
         self.kind, self.make = kind, make
 
-    def register(self, name: str, **facts):
+    def register(self, name: str, **facts: Any) -> Callable[[Callable], Callable]:
         """Decorator: make a function known as `name`; its options are checked from then on."""
 
-        def decorate(function):
+        def decorate(function: Callable) -> Callable:
             function = options.checked(function, name)
             self[name] = self.make(name, function, **facts)
             return function
 
         return decorate
 
-    def find(self, name: str):
+    def find(self, name: str) -> Any:
         """What is registered as `name`.
 
         Raises

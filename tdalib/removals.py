@@ -1,6 +1,6 @@
 """Removals: which train points are left out together, and how a batch's loss is divided then."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -46,7 +46,7 @@ class Removals:
     def __len__(self) -> int:
         return len(self.sets)
 
-    def __getitem__(self, which: slice | Sequence[int]) -> "Removals":
+    def __getitem__(self, which: slice | Sequence[int] | np.ndarray) -> "Removals":
         """Some of the removals."""
         positions = np.arange(len(self))[which]
         labels = {name: values[positions] for name, values in self.labels.items()}
@@ -100,24 +100,24 @@ def from_spec(spec: dict[str, Any] | None, points: Points, seed: int = 0) -> Rem
     return replace(find(points, stream, **options), renormalise=renormalise)
 
 
-def _selection(train: Points, stream, *, points: Count | Positions) -> Removals:
+def _selection(train: Points, stream: np.random.Generator, *, points: Count | Positions) -> Removals:
     if isinstance(points, int):
         if points > len(train):
             raise ValueError(f"removals.points: {points} is not possible; there are {len(train)} train points")
-        points = np.sort(stream.permutation(len(train))[:points])
+        points = list(np.sort(stream.permutation(len(train))[:points]))
     return every_point(train)[_positions(points, len(train), "points")]
 
 
-def _by(train: Points, stream, *, by: str) -> Removals:
+def _by(train: Points, stream: np.random.Generator, *, by: str) -> Removals:
     groups = _groups(train, by, "by")
     return _several(train, groups.values(), {by: np.array(list(groups), object)})
 
 
-def _sets(train: Points, stream, *, sets: Sets) -> Removals:
+def _sets(train: Points, stream: np.random.Generator, *, sets: Sets) -> Removals:
     return _several(train, [_positions(positions, len(train), "sets") for positions in sets])
 
 
-def _random(train: Points, stream, *, random: dict[str, Any]) -> Removals:
+def _random(train: Points, stream: np.random.Generator, *, random: dict[str, Any]) -> Removals:
     options = check("removals.random", {"size": Count, "count": Count, "within": str}, random)
     for key in sorted({"size", "count"} - options.keys()):
         raise ValueError(f"removals.random: {key} is missing; it needs size and count")
@@ -131,14 +131,14 @@ def _random(train: Points, stream, *, random: dict[str, Any]) -> Removals:
     return _several(train, [np.sort(stream.permutation(groups[name])[:size]) for name in names], labels)
 
 
-def _subsets(train: Points, stream, *, subsets: Count, share: Share) -> Removals:
+def _subsets(train: Points, stream: np.random.Generator, *, subsets: Count, share: Share) -> Removals:
     size = round(share * len(train))
     if size == 0:
         raise ValueError(f"removals.share: {share} is not possible; of {len(train)} points it is none")
     return _several(train, [np.sort(stream.permutation(len(train))[:size]) for _ in range(subsets)])
 
 
-KINDS = {"points": _selection, "by": _by, "sets": _sets, "random": _random, "subsets": _subsets}
+KINDS: dict[str, Callable] = {"points": _selection, "by": _by, "sets": _sets, "random": _random, "subsets": _subsets}
 
 
 def _several(train: Points, sets: Iterable[np.ndarray], labels: dict[str, np.ndarray] | None = None) -> Removals:
@@ -154,7 +154,7 @@ def _groups(points: Points, label: str, key: str) -> dict[Any, np.ndarray]:
     return {value: np.flatnonzero(values == value) for value in np.unique(values).tolist()}
 
 
-def _positions(positions: Sequence[int], n: int, key: str) -> np.ndarray:
+def _positions(positions: Sequence[int] | np.ndarray, n: int, key: str) -> np.ndarray:
     positions = np.asarray(positions, int)
     if positions.max(initial=0) >= n:
         raise ValueError(f"removals.{key}: there is no point {positions.max()}; the train points are 0 to {n - 1}")

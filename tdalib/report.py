@@ -21,7 +21,7 @@ PAGE = Template((FOLDER / "page.html").read_text("utf-8"))
 OPENING = Template((FOLDER / "opening.md").read_text("utf-8"))
 
 
-def write(store, page=None) -> Path:
+def write(store: Path | str, page: Path | str | None = None) -> Path:
     """Put the prose, tables and figures of the notebooks that render a store on one page.
 
     Parameters
@@ -69,7 +69,7 @@ def _notebooks(store: Path, tau: xr.DataArray) -> dict[str, dict]:
     methods, members = list(map(str, tau.method.values)), len(set(tau.member.values))
     if members < 2:
         raise ValueError(f"store {store} has one member; a report on what varies needs at least 2")
-    chosen = {"20_which_pairs_to_trust": {"method": "loo" if "loo" in methods else methods[0]}}
+    chosen: dict[str, dict] = {"20_which_pairs_to_trust": {"method": "loo" if "loo" in methods else methods[0]}}
     if "loo" in methods and len(methods) > 1:
         chosen["21_do_methods_agree"] = {"k": min(5, tau.sizes["train"])}
     if members >= 4:
@@ -77,7 +77,7 @@ def _notebooks(store: Path, tau: xr.DataArray) -> dict[str, dict]:
     return {name: values | {"store": str(store)} for name, values in chosen.items()}
 
 
-def _opening(store: Path, tau: xr.DataArray):
+def _opening(store: Path, tau: xr.DataArray) -> nbformat.NotebookNode:
     said = [f"| {name} | {_explained(name)} |" for name in tau.method.values]
     sizes = {"members": len(set(tau.member.values)), "train": tau.sizes["train"], "test": tau.sizes["test"]}
     return nbformat.v4.new_markdown_cell(OPENING.substitute(name=store.stem, methods="\n".join(said), **sizes))
@@ -99,7 +99,7 @@ def _executed(name: str, values: dict) -> list:
     return notebook.cells
 
 
-def main(arguments=None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Write the page and say where it lies; the exit code is 0 where all went well, 2 where there can be none."""
     parser = argparse.ArgumentParser(prog="python -m tdalib.report", description=__doc__)
     parser.add_argument("store", type=Path, help="a store, such as results/quick.zarr")

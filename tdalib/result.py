@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -49,7 +48,7 @@ def template(posterior: Posterior, removals: Removals, methods: dict[str, Method
     sizes = {"train": len(removals), **xr.Dataset(coords=coords).sizes}
     chunk = {"sample": kept, "train": min(TRAIN_BLOCK, sizes["train"]), "test": sizes["test"], "method": 1}
 
-    def empty(name, **attrs):
+    def empty(name: str, **attrs: str) -> tuple:
         shape, chunks = ([of[dim] for dim in DIMS[name]] for of in (sizes, chunk))
         return DIMS[name], dask.array.full(shape, np.nan, dtype=np.float32, chunks=chunks), attrs
 
@@ -86,7 +85,7 @@ def provenance(posterior: Posterior) -> dict:
     return {name: ("sample", values) for name, values in zip(names, np.transpose(draws), strict=True)}
 
 
-def _labels(prefix: str, labels: dict[str, Sequence]) -> dict:
+def _labels(prefix: str, labels: dict[str, np.ndarray]) -> dict:
     return {f"{prefix}_{name}": (prefix, values) for name, values in labels.items()}
 
 

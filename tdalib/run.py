@@ -31,7 +31,7 @@ def execute(params: Params) -> str:
     return f"done in {(perf_counter() - start) / 60:.1f} min, see {executed}"
 
 
-def main(arguments=None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run experiments one after another, whatever becomes of the others; the exit code is 0 where all went well."""
     parser = argparse.ArgumentParser(prog="python -m tdalib.run", description=__doc__)
     parser.add_argument("params", nargs="+", type=Path, help="a YAML file that holds what differs from the defaults")

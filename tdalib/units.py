@@ -79,7 +79,7 @@ class Work:
         size = max(1, self.posterior.stacked // TRAIN_BLOCK)
         stacks = [whole[first : first + size] for first in whole[::size]]
         for name, method in sorted(self.methods.items(), key=lambda item: item[1].scope != "retrain"):
-            missing = {member: self._missing(is_done, name, member) for member in members}
+            missing: dict[int | None, set[int]] = {member: self._missing(is_done, name, member) for member in members}
             if method.scope == "posterior":
                 missing = {None: set().union(*missing.values())}
             for member, todo in missing.items():
@@ -96,7 +96,7 @@ class Work:
         return {block for name, block in chunks if not is_done(name, self.chunk(name, member, block, method))}
 
 
-def job(shared: Shared, unit: Unit, method: Method, drawn: dict[int, tuple[list[State], np.ndarray]]):
+def job(shared: Shared, unit: Unit, method: Method, drawn: dict[int, tuple[list[State], np.ndarray]]) -> tuple:
     """The unit as a joblib job that carries θ, or losses at θ, of its members, and no network nor points."""
     members = sorted(drawn) if unit.member is None else [unit.member]
     compute, needed = (retrain, 1) if method.scope == "retrain" else (estimate, 0)
@@ -115,7 +115,7 @@ def draw_member(shared: Shared, k: int) -> tuple[int, list[State], np.ndarray]:
 
 def retrain(shared: Shared, unit: Unit, losses_at_theta: dict[int, np.ndarray]) -> Written:
     """The chunks of a unit of retrainings, of blocks next to each other."""
-    work, member = shared.get(Work.prepared), unit.member
+    work, (member,) = shared.get(Work.prepared), losses_at_theta  # of one member
     first, last = work.blocks[unit.blocks[0]].start, work.blocks[unit.blocks[-1]].stop
     with exact_repeat():
         without, control = losses_without(work, member, unit.method, work.removals[first:last])
@@ -225,7 +225,7 @@ def measure(shared: Shared) -> dict[str, Cost]:
     return costs
 
 
-def timed(call: Callable, *arguments) -> tuple[Any, Cost]:
+def timed(call: Callable, *arguments: Any) -> tuple[Any, Cost]:
     """What a call gives, and its cost."""
     start = perf_counter()
     value = call(*arguments)

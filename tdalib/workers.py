@@ -5,7 +5,7 @@ import os
 import pickle
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,12 +56,12 @@ class _Hand:
     def __init__(self, token: str, content: bytes):
         self.token, self.content = token, content
 
-    def setup(self, worker) -> None:
+    def setup(self, worker: Any) -> None:
         if worker.state.nthreads > 1:  # torch's generator and threads belong to a process
             raise ValueError(f"a dask worker has {worker.state.nthreads} threads; start workers with --nthreads 1")
         _given[self.token] = pickle.loads(self.content)
 
-    def teardown(self, worker) -> None:
+    def teardown(self, worker: Any) -> None:
         _forget(self.token)
 
 
@@ -75,12 +75,13 @@ def resolve_device(device: Device, scheduler: str | None = None) -> str:
 
 
 @contextmanager
-def parallel(work: Any, device: str, workers: int | None, scheduler: str | None):
+def parallel(work: Any, device: str, workers: int | None, scheduler: str | None) -> Iterator[tuple[Any, Shared]]:
     """A context of joblib's Parallel, and `work` as `Shared`: processes here, or a dask cluster.
 
     A GPU belongs to one process, this one.
     """
     jobs = workers or joblib.cpu_count()
+    settings: dict[str, Any]
     with ExitStack() as cleared:
         if scheduler is not None:
             shared, settings = _with_cluster(work, jobs, scheduler, cleared), {"backend": "dask"}
@@ -99,9 +100,9 @@ def _with_processes(work: Any, cleared: ExitStack) -> Shared:
     folder = cleared.enter_context(TemporaryDirectory(prefix="tdalib-"))
     resource_tracker.register(folder, "folder")  # joblib's: it removes what is left where this process is killed
     cleared.callback(resource_tracker.unregister, folder, "folder")
-    shared = Shared(path=Path(folder) / "work")
-    shared.path.write_bytes(cloudpickle.dumps(work))
-    return shared
+    path = Path(folder) / "work"
+    path.write_bytes(cloudpickle.dumps(work))
+    return Shared(path=path)
 
 
 def _with_cluster(work: Any, jobs: int, scheduler: str, cleared: ExitStack) -> Shared:
@@ -124,7 +125,7 @@ def _end_with(parent: int) -> None:
     """
     warnings.filterwarnings("ignore", category=SlowerPath)
 
-    def watch():
+    def watch() -> None:
         while os.getppid() == parent:
             sleep(1)
         os._exit(1)
@@ -133,7 +134,7 @@ def _end_with(parent: int) -> None:
 
 
 @contextmanager
-def exact_repeat():
+def exact_repeat() -> Iterator[None]:
     """The same numbers every time: one torch thread, and on a GPU no TF32 and convolutions that repeat.
 
     Sums are then taken in one order, whatever the number of workers. For the rest of the process, memory is kept: glibc

@@ -7,7 +7,7 @@ that looks at its numbers, …) goes one example after another through autograd,
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.func import vjp, vmap
 
 from tdalib.attributors.outer_products import outer_product_layers
-from tdalib.data import Points, of_each
-from tdalib.networks import SlowerPath, calls, forward_at
+from tdalib.data import Inputs, Points, of_each
+from tdalib.networks import SlowerPath, Theta, calls, forward_at
 from tdalib.samplers import Draw
 
 CHUNK_ROWS = 250  # rows under one vmap: larger is slower, the cache is then too small
@@ -62,7 +62,7 @@ class Gradients:
         share = memory * 1e9 / 4 / points.dtype.itemsize  # numbers: a block, the next, its parts, the products
         rows = min(share / (dense + factors), (share / 3) ** 0.5)  # of one block with another: three squares
         self.block = max(1, int(rows / per_example))
-        self.whole = None
+        self.whole: Rows | None = None
 
     @property
     def dense(self) -> dict[str, Tensor]:
@@ -101,7 +101,7 @@ class Gradients:
             outputs = self.draw.outputs(theta, point.inputs)
             for v in vectors:
                 by_name = torch.autograd.grad(
-                    outputs, theta.values(), v[None], retain_graph=True, materialize_grads=True
+                    outputs, [*theta.values()], v[None], retain_graph=True, materialize_grads=True
                 )
                 rows.append(torch.cat([g.flatten() for g in by_name]))
         return Rows(torch.stack(rows).view(*cotangents.shape[:2], -1), {}, {})  # (b, k, P)
@@ -109,9 +109,9 @@ class Gradients:
     def _at_once(self, points: Points, cotangents: Tensor) -> Rows:
         draw, layers = self.draw, self.layers
 
-        def one(xi, vi):  # vi (k, ...)
-            def forward(dense, shift):
-                seen = {}
+        def one(xi: Inputs, vi: Tensor) -> tuple[Tensor, Theta, Theta]:  # vi (k, ...)
+            def forward(dense: Theta, shift: Theta) -> tuple[Tensor, Theta]:
+                seen: Theta = {}
                 with ExitStack() as hooks:
                     for name, layer in layers.items():
                         hooks.enter_context(layer.register_forward_hook(_tap(name, shift, seen)))
@@ -119,7 +119,7 @@ class Gradients:
                     return forward_at(draw.model, draw.rest | draw.theta | dense, one_point)[0], seen
 
             shift = {name: vi.new_zeros(layer.out_features) for name, layer in layers.items()}
-            _, pull, seen = vjp(forward, self.dense, shift, has_aux=True)
+            _, pull, seen = vjp(forward, self.dense, shift, has_aux=True)  # type: ignore[misc]
             by_dense, by_output = vmap(pull)(vi)
             flat = [g.reshape(len(vi), -1) for g in by_dense.values()]  # (k, size)
             return torch.cat(flat, 1) if flat else vi.new_zeros(len(vi), 0), seen, by_output
@@ -174,10 +174,10 @@ def inner(left: Rows, right: Rows) -> Tensor:
     return products
 
 
-def _tap(name: str, shift: dict, seen: dict):
+def _tap(name: str, shift: dict, seen: dict) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
     """Forward hook: note the layer's input, and add a zero to its output whose gradient is the output's."""
 
-    def hook(_, args, output):
+    def hook(_: nn.Module, args: tuple, output: Tensor) -> Tensor:
         seen[name] = args[0][0]
         return output + shift[name]
 

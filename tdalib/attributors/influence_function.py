@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -51,9 +51,10 @@ def influence(
 
     Source: Koh and Liang 2017, arXiv:1703.04730, equation 2; Martens 2020, arXiv:1412.1193, for the Gauss–Newton form.
     """
-    if damping is None and draw.recipe is None:
-        raise ValueError("if: the recipe, whose weight_decay damps, is not known; give damping")
-    damping = draw.recipe.l2("if: without damping it") if damping is None else damping
+    if damping is None:
+        if draw.recipe is None:
+            raise ValueError("if: the recipe, whose weight_decay damps, is not known; give damping")
+        damping = draw.recipe.l2("if: without damping it")
     if not damping > 0:
         raise ValueError(f"if: damping {damping} is not possible; H + λI needs λ > 0 (weight_decay, or damping itself)")
     asked = asked_about(removed, len(task.train))
@@ -98,10 +99,10 @@ def _cg(draw: Draw, task: Task, asked: np.ndarray, damping: float, memory: float
     theta = {name: p.detach().requires_grad_() for name, p in draw.theta.items()}
 
     def back(points: Points, cotangents: Tensor) -> np.ndarray:  # Jᵀ cotangents, (P,)
-        total = 0
+        total: Any = 0
         for part, cotangent in zip(points.split(at_once), cotangents.split(at_once), strict=True):
             outputs = draw.outputs(theta, part.inputs)
-            by_name = torch.autograd.grad(outputs, theta.values(), cotangent, materialize_grads=True)
+            by_name = torch.autograd.grad(outputs, [*theta.values()], cotangent, materialize_grads=True)
             total = total + torch.cat([g.flatten() for g in by_name])
         return total.cpu().numpy()
 

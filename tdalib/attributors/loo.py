@@ -1,6 +1,6 @@
 """LOO: leave-one-out retraining, the ground truth."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tdalib.attributors.methods import register
 from tdalib.samplers import Draw, Posterior
-from tdalib.training import Training, train
+from tdalib.training import Training, known, train
 
 
 @register("loo", unit="{loss}", scope="retrain", sets="own")
@@ -40,18 +40,18 @@ def leave_one_out(
     if with_control:  # in a stack too: θ and θ\j then differ by the point alone, not by rounding
         weights = torch.cat([torch.ones_like(weights[:1]), weights])
     if protocol == "retrain":
-        trained = posterior.draws_under(member, weights)
+        trained: Iterable[Sequence[Draw]] = posterior.draws_under(member, weights)
     elif posterior.kind != "epochs":
         raise ValueError(f"loo: {protocol!r} trains on from epochs; {posterior.sampler!r} draws none; choose retrain")
     else:
         trained = zip(*(_continued(draw, posterior, weights) for draw in posterior.draws(member)), strict=True)
     # the draws of a removal are let go before the next
-    losses = [torch.stack([draw.losses(posterior.task.test) for draw in draws]) for draws in trained]
-    losses = torch.stack(losses, dim=1)
+    of_each = [torch.stack([draw.losses(posterior.task.test) for draw in draws]) for draws in trained]
+    losses = torch.stack(of_each, dim=1)
     return (losses[:, 1:], losses[:, :1]) if with_control else losses
 
 
 def _continued(draw: Draw, posterior: Posterior, weights: Tensor) -> Iterator[Draw]:
-    training = Training(draw.module(), posterior.task, posterior.recipe, draw.batch_seed, posterior.renormalise)
+    training = Training(draw.module(), posterior.task, known(posterior.recipe), draw.batch_seed, posterior.renormalise)
     for (state,) in train(training, weights):
         yield replace(draw, theta=state.theta, rest=state.rest, model=training.network)

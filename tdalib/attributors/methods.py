@@ -38,7 +38,7 @@ class Method:
     scope: Literal["draw", "run", "posterior", "retrain"] = "draw"
     sets: Literal["sum", "own"] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_fields(self)
 
 

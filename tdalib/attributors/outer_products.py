@@ -6,7 +6,7 @@ come into touch with the weights by another way.
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tdalib.data import Points
 from tdalib.networks import calls, forward_at
@@ -34,7 +34,7 @@ def _used_elsewhere(draw: Draw, name: str, layer: nn.Linear, points: Points) -> 
     spoiled = {key: torch.full_like(p, torch.nan) for key, p in own.items()}
     weight, bias = own[f"{name}.weight"], own.get(f"{name}.bias", layer.bias)
 
-    def repair(_, args, __):
+    def repair(_: nn.Module, args: tuple, __: object) -> Tensor:
         return nn.functional.linear(args[0], weight, bias)
 
     with layer.register_forward_hook(repair), torch.no_grad():

@@ -1,22 +1,24 @@
 """Points: inputs, targets, and the labels by which a point is found again."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 Inputs = Tensor | dict[str, Tensor]  # of many points
+Some = slice | Sequence[int] | np.ndarray | Tensor  # which points
 
 
-def of_each(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
+def of_each(function: Callable[[Any], Any], inputs: Any) -> Any:
     """The function of a tensor, or of every tensor of a dict."""
     return {key: function(x) for key, x in inputs.items()} if isinstance(inputs, dict) else function(inputs)
 
 
-def chosen(inputs: Inputs, at) -> Inputs:
+def chosen(inputs: Inputs, at: Some) -> Inputs:
     """The inputs of some points, by position."""
     return of_each(lambda x: x[at], inputs)
 
@@ -49,7 +51,7 @@ class Points:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, at) -> "Points":
+    def __getitem__(self, at: Some) -> "Points":
         """Some of the points: a slice, or positions."""
         where = at if isinstance(at, slice) else np.asarray(at)
         labels = {name: values[where] for name, values in self.labels.items()}

@@ -1,10 +1,10 @@
 """Where data come from: shipped subsets, files and folders of your own, torchvision's full sets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,7 +23,7 @@ DATASETS = Registry("dataset")
 register = DATASETS.register
 
 
-def resolve(path) -> Path:
+def resolve(path: Path | str) -> Path:
     """A path as users write it: `~` is their home, a relative one starts at the repository root."""
     return ROOT / Path(path).expanduser()
 
@@ -34,7 +34,7 @@ def fetched(name: str) -> Path:
 
     if resolve(name).is_dir():
         return resolve(name)
-    wanted = {"repo_id": name, "allow_patterns": ["*.json", "*.txt", "*.model", "*.safetensors"]}
+    wanted: dict[str, Any] = {"repo_id": name, "allow_patterns": ["*.json", "*.txt", "*.model", "*.safetensors"]}
     try:
         return Path(snapshot_download(**wanted, local_files_only=True))
     except OSError:  # not in the cache
@@ -42,7 +42,7 @@ def fetched(name: str) -> Path:
 
 
 def load(
-    name: str, *, train_per_class: int, test_per_class: int, seed: int = 0, objective: str | None = None, **options
+    name: str, *, train_per_class: int, test_per_class: int, seed: int = 0, objective: str | None = None, **options: Any
 ) -> Task:
     """A class-balanced, seeded subset of a data set.
 
@@ -83,7 +83,7 @@ def loader(name: str) -> Callable[..., Task]:
 
 
 @partial(checked, owner="from_file")
-def from_file(name, *, train_per_class: Count, test_per_class: Count, seed: Natural = 0) -> Task:
+def from_file(name: str, *, train_per_class: Count, test_per_class: Count, seed: Natural = 0) -> Task:
     """A subset of a shipped data set or of your own `.npz` file, see `load`.
 
     A file needs the keys x_train, y_train, x_test, y_test, as `from_arrays` takes them, and may have classes,
@@ -95,7 +95,7 @@ def from_file(name, *, train_per_class: Count, test_per_class: Count, seed: Natu
     return replace(whole, train=whole.train[train], test=whole.test[test])
 
 
-def from_paper(name, *, train_per_class: Literal[10, 20, 50], test_per_class: Count, seed: Natural = 0) -> Task:
+def from_paper(name: str, *, train_per_class: Literal[10, 20, 50], test_per_class: Count, seed: Natural = 0) -> Task:
     """The images whose indices were published with the paper's code, in the order published.
 
     Parameters
@@ -134,7 +134,7 @@ def from_torchvision(
 
     if name not in TORCHVISION:
         raise ValueError(f"{name!r} is not known; choose from {', '.join(TORCHVISION)}")
-    picked = {"name": name}
+    picked: dict[str, Any] = {"name": name}
     for split, per_class in (("train", train_per_class), ("test", test_per_class)):
         try:
             whole = getattr(datasets, name)(resolve(root), train=split == "train", download=True)
@@ -149,7 +149,7 @@ def from_torchvision(
 
 @partial(checked, owner="from_folder")
 def from_folder(
-    path,
+    path: Path | str,
     *,
     train_per_class: Count,
     test_per_class: Count,
@@ -192,7 +192,7 @@ def from_folder(
         orders = _random_orders(of_train.targets, of_train.classes, wanted, seed, "train", path)
         train = np.concatenate([np.sort(order[-train_per_class:]) for order in orders])
         test = np.concatenate([np.sort(order[:test_per_class]) for order in orders])
-    picked = {"name": folder.name, "classes": of_train.classes}
+    picked: dict[str, Any] = {"name": folder.name, "classes": of_train.classes}
     for split, images, keep in (("train", of_train, train), ("test", of_test, test)):
         x, y = np.stack([images[k][0] for k in keep]), np.asarray(images.targets)
         picked |= {f"x_{split}": x, f"y_{split}": y[keep], f"{split}_index": keep}
@@ -204,13 +204,15 @@ def _labels(points: Points) -> np.ndarray:
     return points.labels.get("label", np.zeros(len(points), int))
 
 
-def _choose(labels, classes, per_class: int, seed: int, split: str, name) -> np.ndarray:
+def _choose(labels: Any, classes: Sequence[str], per_class: int, seed: int, split: str, name: object) -> np.ndarray:
     """Positions of `per_class` points of each class, class by class: the first of a random order."""
     orders = _random_orders(labels, classes or ("",), {f"{split}_per_class": per_class}, seed, split, name)
     return np.concatenate([np.sort(order[:per_class]) for order in orders])
 
 
-def _random_orders(labels, classes, wanted: dict[str, int], seed: int, split: str, name) -> list[np.ndarray]:
+def _random_orders(
+    labels: Any, classes: Sequence[str], wanted: dict[str, int], seed: int, split: str, name: object
+) -> list[np.ndarray]:
     """The positions of each class in random order; there must be as many as are wanted in all."""
     available = class_counts(labels, classes, split).min()
     if sum(wanted.values()) > available:
@@ -220,12 +222,12 @@ def _random_orders(labels, classes, wanted: dict[str, int], seed: int, split: st
     return [stream.permutation(np.flatnonzero(np.equal(labels, label))) for label in range(len(classes))]
 
 
-def _read(name) -> tuple[Task, dict[str, np.ndarray]]:
+def _read(name: str) -> tuple[Task, dict[str, np.ndarray]]:
     """The whole data set, and all that its file holds."""
     path = SHIPPED.get(name, resolve(name))
     try:
         with np.load(path) as file:
-            arrays = dict(file)
+            arrays: Any = dict(file)
     except Exception:  # numpy raises what the damage makes it raise
         raise ValueError(f"dataset {name!r}: no .npz file of plain arrays, as np.savez writes, is at {path}") from None
     missing = {"x_train", "y_train", "x_test", "y_test"} - set(arrays)
@@ -234,7 +236,7 @@ def _read(name) -> tuple[Task, dict[str, np.ndarray]]:
     return from_arrays(**{key: arrays.get(key) for key in KEYS}, name=Path(name).stem), arrays
 
 
-def _images(folder: Path, size: int, resize: int):
+def _images(folder: Path, size: int, resize: int) -> Any:
     """Torchvision's `ImageFolder`, whose images are cut out as asked for."""
     from torchvision.datasets import ImageFolder
 

@@ -15,6 +15,8 @@ from tdalib.objectives import Objective
 
 SPLITS = ("train", "test")
 
+Arrays = np.typing.ArrayLike | dict  # of many points
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
@@ -75,17 +77,17 @@ class Task:
 
 
 def from_arrays(
-    x_train,
-    y_train,
-    x_test,
-    y_test,
+    x_train: Arrays,
+    y_train: np.typing.ArrayLike,
+    x_test: Arrays,
+    y_test: np.typing.ArrayLike,
     *,
-    classes=None,
-    train_index=None,
-    test_index=None,
+    classes: np.typing.ArrayLike | None = None,
+    train_index: np.typing.ArrayLike | None = None,
+    test_index: np.typing.ArrayLike | None = None,
     labels: dict[str, tuple] | None = None,
     objective: str | Objective | Callable | None = None,
-    name="arrays",
+    name: str = "arrays",
 ) -> Task:
     """A task from your own arrays.
 
@@ -119,7 +121,7 @@ def from_arrays(
         train, test = (of_each(_layout, getattr(points[split], part)) for split in SPLITS)
         if train != test:
             raise ValueError(f"points of {key}_train are {train}, those of {key}_test are {test}; they must be alike")
-    names = ()
+    names: tuple[str, ...] = ()
     if are_classes(y["train"]):
         count = min(y["train"].max(), len(y["train"])) + 1  # a label beyond that is out of range
         names = tuple(map(str, range(count) if classes is None else np.atleast_1d(classes)))
@@ -164,7 +166,7 @@ def class_counts(targets: np.ndarray, classes: Sequence[str], split: str) -> np.
     return counts
 
 
-def _points(x, targets: np.ndarray, index, split: str) -> Points:
+def _points(x: Arrays, targets: np.ndarray, index: np.typing.ArrayLike | None, split: str) -> Points:
     """Points of one split, whatever is wrong with them alone refused."""
     arrays = {f"x_{split}[{key!r}]": part for key, part in x.items()} if isinstance(x, dict) else {f"x_{split}": x}
     for key, part in arrays.items():
@@ -188,13 +190,13 @@ def _points(x, targets: np.ndarray, index, split: str) -> Points:
     index = _label(np.arange(len(targets)) if index is None else index, len(targets), f"{split}_index")
     if index.dtype.kind not in "iu":
         raise ValueError(f"{split}_index must hold one whole number for each of {len(targets)} points")
-    targets = torch.as_tensor(targets.astype(np.int64 if targets.dtype.kind in "iu" else np.float64))
-    if targets.is_floating_point():  # of the inputs' type, with one axis at least
-        targets = targets.to(floats) if targets.ndim > 1 else targets.to(floats)[:, None]
-    return Points(inputs, targets, {"index": index.astype(np.int64)})
+    wanted = torch.as_tensor(targets.astype(np.int64 if targets.dtype.kind in "iu" else np.float64))
+    if wanted.is_floating_point():  # of the inputs' type, with one axis at least
+        wanted = wanted.to(floats) if wanted.ndim > 1 else wanted.to(floats)[:, None]
+    return Points(inputs, wanted, {"index": index.astype(np.int64)})
 
 
-def _label(values, count: int, key: str) -> np.ndarray:
+def _label(values: np.typing.ArrayLike, count: int, key: str) -> np.ndarray:
     values = np.asarray(values)
     if values.shape != (count,):
         raise ValueError(f"{key} has shape {values.shape}; it needs one value for each of {count} points")
@@ -211,6 +213,6 @@ def _tensor(x: np.ndarray) -> Tensor:
         x = x[..., None] if x.ndim == 3 else x
         x = (np.moveaxis(x, -1, 1) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
     kept = {"f": np.float64 if x.dtype == np.float64 else np.float32, "i": np.int64, "u": np.int64, "b": bool}
-    x = torch.from_numpy(np.ascontiguousarray(x, dtype=kept[x.dtype.kind]))
-    images = x.ndim == 4 and x.is_floating_point()
-    return x.contiguous(memory_format=torch.channels_last) if images else x  # the faster layout on CPUs
+    given = torch.from_numpy(np.ascontiguousarray(x, dtype=kept[x.dtype.kind]))
+    images = given.ndim == 4 and given.is_floating_point()
+    return given.contiguous(memory_format=torch.channels_last) if images else given  # the faster layout on CPUs

@@ -1,6 +1,6 @@
 """Texts: passages as token ids and a mask."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,10 +26,10 @@ def from_texts(
     classes: Sequence[str] | None = None,
     tokenizer: str | None = None,
     length: int = LENGTH,
-    train_index=None,
-    test_index=None,
+    train_index: np.typing.ArrayLike | None = None,
+    test_index: np.typing.ArrayLike | None = None,
     facts: dict[str, tuple] | None = None,
-    objective=None,
+    objective: str | objectives.Objective | Callable | None = None,
     name: str = "texts",
 ) -> Task:
     """A task from your own texts: inputs are `input_ids` and `attention_mask`, (n, length), integers.
@@ -69,21 +69,20 @@ def from_texts(
     if labels is None and (objective is None or objectives.get(objective).targets_of is None):
         raise ValueError("labels: None is for an objective about the texts themselves, such as next_token")
     if labels is None:
-        labels, test_labels = np.zeros(len(given["train"])), np.zeros(len(given["test"]))
+        y, y_test = np.zeros(len(given["train"])), np.zeros(len(given["test"]))
     else:
-        labels, test_labels, classes = _classes(labels, test_labels, classes)
+        y, y_test, classes = _classes(labels, test_labels, classes)
     encode = _encoder(tokenizer, length)
     facts = {"text": (given["train"], given["test"])} | (facts or {})
     index = {"train_index": train_index, "test_index": test_index}
     train, test = encode(given["train"]), encode(given["test"])
-    how = {"classes": classes, "labels": facts, "objective": objective, "name": name}
-    return from_arrays(train, labels, test, test_labels, **index, **how)
+    return from_arrays(train, y, test, y_test, classes=classes, labels=facts, objective=objective, name=name, **index)
 
 
 @register("sotu3")
 @partial(checked, owner="sotu3")
 def from_sotu(
-    name="sotu3",
+    name: object = "sotu3",
     *,
     train_per_class: Count,
     test_per_class: Count,
@@ -117,25 +116,24 @@ def from_sotu(
         parts[split] = pd.concat([rows[rows["label"] == label].head(count) for label in classes])
     train, test = parts.values()
     passages = train["text"], train["label"], test["text"], test["label"]
-    index = {"train_index": train.index, "test_index": test.index}
+    at = {"train_index": train.index, "test_index": test.index}
     years = {"year": (train["year"], test["year"])}
-    how = {"tokenizer": tokenizer, "length": length}
-    return from_texts(*passages, classes=classes, facts=years, name="sotu3", **index, **how)
+    return from_texts(*passages, classes=classes, tokenizer=tokenizer, length=length, facts=years, name="sotu3", **at)
 
 
-def _classes(labels, test_labels, classes):
+def _classes(labels: Sequence, test_labels: Sequence | None, classes: Sequence[str] | None) -> tuple:
     """Labels of both splits as numbers where they are names, and the names."""
-    labels, test_labels = np.asarray(labels), np.asarray(test_labels)
-    if labels.dtype.kind not in "OUS":
-        return labels, test_labels, classes
-    labels, test_labels = [str(x) for x in labels], [str(x) for x in test_labels]
+    y, y_test = np.asarray(labels), np.asarray(test_labels)
+    if y.dtype.kind not in "OUS":
+        return y, y_test, classes
+    labels, test_labels = [str(x) for x in y], [str(x) for x in y_test]
     classes = sorted(set(labels)) if classes is None else list(classes)
     if unknown := sorted({*labels, *test_labels} - {*classes}):
         raise ValueError(f"label {unknown[0]!r} is none of the classes {', '.join(classes)}")
     return np.array([classes.index(x) for x in labels]), np.array([classes.index(x) for x in test_labels]), classes
 
 
-def _encoder(tokenizer: str | None, length: int):
+def _encoder(tokenizer: str | None, length: int) -> Callable[[list[str]], dict[str, np.ndarray]]:
     """The function from passages to token ids and mask, (n, length) arrays."""
     from transformers import AutoTokenizer
 

@@ -30,7 +30,7 @@ def cnn3(task: Task, seed: int) -> nn.Module:
     return _cnn("cnn3", task, channels=(32, 64, 128), grey=(3, (0, 2, 2)), colour=(3, (0, 0, 2)), hidden=256)
 
 
-def _cnn(name: str, task: Task, channels, grey, colour, hidden: int) -> nn.Sequential:
+def _cnn(name: str, task: Task, channels: tuple, grey: tuple, colour: tuple, hidden: int) -> nn.Sequential:
     """The network for the task's images; `grey` is the kernel and the paddings for one channel, `colour` for more."""
     shape = tuple(getattr(task.x_train, "shape", ()))
     if len(shape) != 4 or not task.x_train.is_floating_point():

@@ -16,7 +16,7 @@ from tdalib.registry import Registry
 MODELS = Registry("model")
 
 
-def register(name: str):
+def register(name: str) -> Callable[[Callable], Callable]:
     """Decorator: make a function (task, seed, **options) → nn.Module known as `name`.
 
     The function runs with torch's generator set to `seed` and set back afterwards, so ordinary PyTorch
@@ -27,9 +27,9 @@ def register(name: str):
     return lambda function: MODELS.register(name)(_seeded(function))
 
 
-def _seeded(function):
+def _seeded(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     @wraps(function)
-    def seeded(task: Task, seed: int, **options) -> nn.Module:
+    def seeded(task: Task, seed: int, **options: object) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             network = function(task, seed, **options)
@@ -40,12 +40,12 @@ def _seeded(function):
                 "or network.eval() to keep the statistics that it has"
             )
         layout = torch.channels_last if getattr(task.x_train, "ndim", 0) == 4 else torch.preserve_format
-        return network.to(task.train.device, task.train.dtype, memory_format=layout)
+        return network.to(task.train.device, task.train.dtype, memory_format=layout)  # type: ignore[call-overload]
 
     return seeded
 
 
-def get(model: str | Callable | nn.Module, **options) -> Callable[[Task, int], nn.Module]:
+def get(model: str | Callable | nn.Module, **options: object) -> Callable[[Task, int], nn.Module]:
     """The network function called so, or made of a function (task, seed) or of a network, with its options bound."""
     if isinstance(model, nn.Module):
         function = _seeded(lambda task, seed: deepcopy(model))  # whatever the seed

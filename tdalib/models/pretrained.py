@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from tdalib.data import fetched
 QUERY_AND_VALUE = {"query", "value", "q_proj", "v_proj", "q_lin", "v_lin"}  # as networks of transformers call them
 
 
-def adapted(auto: str, what: str, backbone: str | None, shipped: Path, outputs: int) -> tuple[nn.Module, Path]:
+def adapted(auto: str, what: str, backbone: str | None, shipped: Path, outputs: int) -> tuple[Any, Path]:
     """A backbone with adapters on query and value and a new classifier, in peft's wrapper; and its folder.
 
     Rank 16, α 16, dropout 0.1, no bias; the backbone's own dropout is off. In a
@@ -69,7 +70,7 @@ def _linear(part: nn.Module) -> list[nn.Linear]:
     return [layer for layer in part.modules() if isinstance(layer, nn.Linear)]
 
 
-def _loaded(auto: str, folder: Path, outputs: int) -> tuple[nn.Module, set[str]]:
+def _loaded(auto: str, folder: Path, outputs: int) -> tuple[Any, set[str]]:
     """The network without dropout, and the names of the weights that its folder lacks."""
     import transformers
     from transformers.utils import logging

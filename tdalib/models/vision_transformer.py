@@ -51,7 +51,7 @@ class LoraViT(nn.Module):
 
         super().__init__()
         self.peft, processor = vit, ViTImageProcessor.from_pretrained(folder)
-        if not (processor.size.height and processor.size.width):
+        if not (processor.size["height"] and processor.size["width"]):
             raise ValueError(f"the processor in {folder} must resize to a height and a width")
         self.size, self.interpolation = [processor.size["height"], processor.size["width"]], processor.resample
         mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
@@ -64,4 +64,4 @@ class LoraViT(nn.Module):
         x = x.expand(-1, 3, -1, -1)
         if list(x.shape[2:]) != self.size:
             x = resize(x, self.size, self.interpolation, antialias=True)
-        return self.peft(pixel_values=(x / 2 + 0.5 - self.mean) / self.std).logits
+        return self.peft(pixel_values=(x / 2 + 0.5 - self.get_buffer("mean")) / self.get_buffer("std")).logits

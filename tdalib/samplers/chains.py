@@ -1,7 +1,7 @@
 """SGLD and SGHMC: Markov chains along the stochastic gradient, around a trained mode."""
 
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -13,7 +13,7 @@ from tdalib.options import Count, Natural, NonNegative, Positive
 from tdalib.samplers.draw import Draw, Draws
 from tdalib.samplers.ensemble import modes
 from tdalib.samplers.posterior import NOISE, Member, Posterior, derive_seed, register, standard_normals
-from tdalib.training import batch_order
+from tdalib.training import batch_order, known
 
 
 @register("sgld", checkpoints=20)
@@ -45,7 +45,7 @@ def sgld(
 
     Source: Welling and Teh 2011, ICML; of temperatures, Wenzel et al. 2020, arXiv:2002.02405.
     """
-    posterior.recipe.l2("sampler 'sgld'")
+    known(posterior.recipe).l2("sampler 'sgld'")
     options = {"step_size": step_size, "temperature": temperature, "burn_in": burn_in, "thin": thin}
     return replace(posterior, sample=run_sgld, options=options, kind="chain")
 
@@ -80,22 +80,23 @@ def sghmc(
 
     Source: Chen, Fox and Guestrin 2014, arXiv:1402.4102, equation 15, without an estimate of the gradients' noise.
     """
-    posterior.recipe.l2("sampler 'sghmc'")
+    known(posterior.recipe).l2("sampler 'sghmc'")
     options = {"step_size": step_size, "friction": friction, "temperature": temperature}
     options |= {"burn_in": burn_in, "thin": thin}
     return replace(posterior, sample=run_sghmc, options=options, kind="chain")
 
 
-def run_sgld(posterior: Posterior, member: Member, weights: Tensor, *, step_size, **options) -> Draws:
+def run_sgld(posterior: Posterior, member: Member, weights: Tensor, *, step_size: float, **options: Any) -> Draws:
     """One member: SGHMC with friction 1, which keeps no momentum, at half the step size."""
     return run_sghmc(posterior, member, weights, step_size=step_size / 2, friction=1.0, **options)
 
 
 def run_sghmc(
-    posterior: Posterior, member: Member, weights: Tensor, *, step_size, friction, temperature, burn_in, thin
-) -> Draws:
+    posterior: Posterior, member: Member, weights: Tensor, *,
+    step_size: float, friction: float, temperature: float, burn_in: int, thin: int,
+) -> Draws:  # fmt: skip
     """One member: a training and a chain from its end, once for each row of `weights`, in equal batches and noise."""
-    recipe, task = replace(posterior.recipe, epochs=burn_in + thin * posterior.checkpoints), posterior.task
+    recipe, task = replace(known(posterior.recipe), epochs=burn_in + thin * posterior.checkpoints), posterior.task
     batches = batch_order(len(task.train), recipe, derive_seed(member.batch_seed, 0, NOISE))
     spread = (2 * friction * step_size * temperature) ** 0.5
     for weight, mode in zip(weights, modes(posterior, member, weights), strict=True):
@@ -122,7 +123,7 @@ def potential_gradient(draw: Draw, theta: Theta, task: Task, batch: Tensor, weig
     sum alone, and still counts in n and |B|: neither the prior nor the weight of another point changes. With
     `renormalise` |B| is the batch's kept weight.
     """
-    n, decay = len(task.train), len(task.train) * draw.recipe.weight_decay
+    n, decay = len(task.train), len(task.train) * known(draw.recipe).weight_decay
     kept = batch[weight[batch] != 0]
     if not len(kept):  # many layers refuse an empty batch
         return {name: decay * p for name, p in theta.items()}

@@ -74,6 +74,8 @@ def drawn_masks(network: nn.Module, seed: int) -> dict[str, Tensor]:
 class MaskedDropout(nn.Dropout):
     """Dropout in training; else a mask that drops the same entries of every point, at first none."""
 
+    mask: Tensor
+
     def __init__(self, p: float, values: Tensor):
         super().__init__(p)
         self.register_buffer("mask", torch.ones_like(values), persistent=False)

@@ -1,6 +1,7 @@
 """Finished checkpoints: trained elsewhere, and taken as draws."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ def from_checkpoints(
     return Posterior(task, build, recipe, each, count // len(each), _held, own, "finished", sampler="from_checkpoints")
 
 
-def _held(posterior: Posterior, member: Member, weights: Tensor, *, states, sha256) -> Draws:
+def _held(posterior: Posterior, member: Member, weights: Tensor, *, states: dict[int, list], sha256: str) -> Draws:
     network = posterior.build(posterior.task, 0).eval()
     device = posterior.task.train.device
     asked = states[member.index][-posterior.checkpoints :]
@@ -74,7 +75,7 @@ def _held(posterior: Posterior, member: Member, weights: Tensor, *, states, sha2
         yield posterior.made(member, network, moved)
 
 
-def _read(checkpoint) -> Mapping[str, Tensor]:
+def _read(checkpoint: Mapping[str, Tensor] | Path | str) -> Mapping[str, Tensor]:
     """The state dict of a file, or as it is given."""
     if isinstance(checkpoint, Mapping):
         return checkpoint

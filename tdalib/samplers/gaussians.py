@@ -4,11 +4,11 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -18,6 +18,7 @@ from tdalib.options import Count, NonNegative
 from tdalib.samplers.draw import Draw, Draws
 from tdalib.samplers.ensemble import modes, train_member
 from tdalib.samplers.posterior import NOISE, Member, Posterior, derive_seed, register, standard_normals
+from tdalib.training import known
 
 FIT_BATCH = {"full": 32, "kron": 32, "diag": 4}  # points; the Jacobians that "diag" forms stay in the cache
 
@@ -41,15 +42,15 @@ def swag(posterior: Posterior, *, collect: Annotated[Count, Field(ge=2)] = 10) -
 
     Source: Maddox et al. 2019, arXiv:1902.02476, equation 1 and algorithm 1.
     """
-    epochs = posterior.recipe.epochs
+    epochs = known(posterior.recipe).epochs
     if collect > epochs:
         raise ValueError(f"collect: {collect} is not possible; it must be from 2 to the {epochs} epochs")
     return replace(posterior, sample=run_swag, options={"collect": collect}, kind="independent")
 
 
-def run_swag(posterior: Posterior, member: Member, weights: Tensor, *, collect) -> Draws:
+def run_swag(posterior: Posterior, member: Member, weights: Tensor, *, collect: int) -> Draws:
     """One member: a training and draws from the Gaussian fitted to its end, once for each row of `weights`."""
-    kept = min(collect, posterior.recipe.epochs)  # a trial run has fewer epochs
+    kept = min(collect, known(posterior.recipe).epochs)  # a trial run has fewer epochs
     for draws in train_member(replace(posterior, checkpoints=kept, kind="epochs"), member, weights):
         stream = torch.Generator().manual_seed(derive_seed(member.batch_seed, 0, NOISE))
         thetas = gaussian([draw.theta for draw in draws], posterior.checkpoints, stream)
@@ -110,7 +111,7 @@ def laplace(
     """
     if find_spec("laplace") is None:
         raise ValueError("sampler 'laplace' needs the package laplace-torch: pip install 'tdalib[posteriors]'")
-    if posterior.recipe.l2("sampler 'laplace'") == 0:
+    if known(posterior.recipe).l2("sampler 'laplace'") == 0:
         raise ValueError("weight_decay: 0 leaves laplace without a prior; it must be above 0")
     if posterior.task.objective.likelihood is None:
         raise ValueError(f"laplace: objective {posterior.task.objective.name!r} has no likelihood; register one")
@@ -118,7 +119,7 @@ def laplace(
     return replace(posterior, sample=run_laplace, options=options, kind="independent")
 
 
-def run_laplace(posterior: Posterior, member: Member, weights: Tensor, *, subset, structure, temperature) -> Draws:
+def run_laplace(posterior: Posterior, member: Member, weights: Tensor, *, temperature: float, **shape: str) -> Draws:
     """One member: a training and draws from the Gaussian at its end, once for each row of `weights`."""
     task = posterior.task
     for weight, mode in zip(weights, modes(posterior, member, weights), strict=True):
@@ -126,7 +127,7 @@ def run_laplace(posterior: Posterior, member: Member, weights: Tensor, *, subset
             raise ValueError("laplace: a point is in the data or not; its weight must be 0 or 1")
         left = weight.nonzero()[:, 0]
         counted = len(left) if posterior.renormalise else len(weight)  # n H is that of so many points
-        fitted, network, covered = _fit(mode, task.train[left], counted, subset, structure)
+        fitted, network, covered = _fit(mode, task.train[left], counted, **shape)
         stream = torch.Generator(task.train.device).manual_seed(derive_seed(member.batch_seed, 0, NOISE))
         drawn = fitted.sample(posterior.checkpoints, stream)
         samples = fitted.mean + (temperature * counted / len(weight)) ** 0.5 * (drawn - fitted.mean)
@@ -137,7 +138,7 @@ def run_laplace(posterior: Posterior, member: Member, weights: Tensor, *, subset
         yield posterior.around(mode, thetas)
 
 
-def _fit(mode: Draw, points: Points, counted: int, subset: str, structure: str):
+def _fit(mode: Draw, points: Points, counted: int, subset: str, structure: str) -> tuple[Any, nn.Module, list[Tensor]]:
     """laplace-torch's posterior at the mode given the points left, a network, and its weights that are covered."""
     network = mode.module().to(memory_format=torch.contiguous_format)  # laplace-torch views parameters flat
     count = sum(p.numel() for p in mode.theta.values())
@@ -146,11 +147,11 @@ def _fit(mode: Draw, points: Points, counted: int, subset: str, structure: str):
     if isinstance(points.inputs, dict):
         raise ValueError("sampler 'laplace': laplace-torch takes inputs of one tensor, not a dict of them")
     given = TensorDataset(points.inputs, points.targets)
-    prior = float(counted * mode.recipe.weight_decay)
+    prior = float(counted * known(mode.recipe).weight_decay)
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch's, of its own torch.jit
         from laplace import Laplace  # takes seconds
 
-        fitted = Laplace(network, mode.objective.likelihood, subset, structure, prior_precision=prior)
+        fitted: Any = Laplace(network, str(mode.objective.likelihood), subset, structure, prior_precision=prior)
         fitted.fit(DataLoader(given, FIT_BATCH[structure], generator=torch.Generator()))  # else the global one moves
     if subset == "all":
         return fitted, network, list(trainable(network).values())

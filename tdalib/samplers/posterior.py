@@ -17,7 +17,7 @@ from tdalib.networks import State, Theta, fingerprint, state_of
 from tdalib.options import Count, Natural
 from tdalib.registry import Registry
 from tdalib.samplers.draw import Draw, Draws
-from tdalib.training import Recipe, Training, follow
+from tdalib.training import Recipe, Training, follow, known
 
 GPU_STACK = 100  # retrainings trained at once on a GPU
 INIT, BATCH, NOISE = 0, 1, 2  # roles of a seed
@@ -26,14 +26,14 @@ SAMPLERS = Registry("sampler")
 get = SAMPLERS.find
 
 
-def register(name: str, *, checkpoints: int = 5):
+def register(name: str, *, checkpoints: int = 5) -> Callable[[Callable], Callable]:
     """Decorator: make a sampler known, with its default of `checkpoints`.
 
     The function (posterior, **options) → Posterior completes one that has all but what is the sampler's own. Known as
     `name` is (model, task, recipe, *, members, checkpoints, seed, stack, **options) → Posterior.
     """
 
-    def decorate(function):
+    def decorate(function: Callable) -> Callable:
         def sampler(
             model: str | Callable | nn.Module,
             task: Task,
@@ -43,7 +43,7 @@ def register(name: str, *, checkpoints: int = 5):
             checkpoints: Count = checkpoints,
             seed: Natural = 0,
             stack: Count | None = None,
-            **options,
+            **options: Any,
         ) -> Posterior:
             """As for every sampler: `model` is a name, a network or a function (task, seed) → nn.Module; `members`
             counts the independent trainings, and `checkpoints` the draws of each; `stack` is how many retrainings are
@@ -60,10 +60,10 @@ def register(name: str, *, checkpoints: int = 5):
         own = [p for p in signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         shared = [p for p in signature(sampler).parameters.values() if p.kind is not p.VAR_KEYWORD]
         doc = f"{getdoc(function) or name}\n\n{getdoc(sampler)}"
-        sampler = wraps(function)(sampler)
-        sampler.__doc__ = doc
-        sampler.__signature__ = Signature([*shared, *own], return_annotation=Posterior)
-        return SAMPLERS.register(name)(sampler)
+        named: Any = wraps(function)(sampler)
+        named.__doc__ = doc
+        named.__signature__ = Signature([*shared, *own], return_annotation=Posterior)
+        return SAMPLERS.register(name)(named)
 
     return decorate
 
@@ -132,7 +132,7 @@ class Posterior:
     def training(self, member: Member) -> Training:
         """The training of a member, from its own initialisation in its own batch order."""
         network = self.build(self.task, member.init_seed)
-        return Training(network, self.task, self.recipe, member.batch_seed, self.renormalise)
+        return Training(network, self.task, known(self.recipe), member.batch_seed, self.renormalise)
 
     def draws(self, member: int, weight: Tensor | None = None) -> list[Draw]:
         """The draws of one member; with `weight` (point,), those it would have given had the points weighed so."""
@@ -140,19 +140,20 @@ class Posterior:
 
     def draws_under(self, member: int, weights: Tensor) -> Draws:
         """The draws of one member under each row of `weights` (removal, point), every random number as it was."""
+        assert self.sample is not None, "the sampler sets it"
         return self.sample(self, self.members[member], weights, **self.options)
 
     @property
     def numbers(self) -> range:
         """The draws of a member by number: the epochs that are kept, or 1, 2, …"""
-        last = self.recipe.epochs if self.kind == "epochs" else self.checkpoints
+        last = known(self.recipe).epochs if self.kind == "epochs" else self.checkpoints
         return range(last - self.checkpoints + 1, last + 1)
 
     def made(self, member: Member, network: nn.Module, states: Iterable[State]) -> list[Draw]:
         """The draws of a member that has these states, numbered; `network` is in eval mode."""
         facts = network, self.task.objective, self.recipe, member.index
         seeds = member.init_seed, member.batch_seed
-        return [Draw(*state, *facts, number, *seeds) for number, state in zip(self.numbers, states, strict=True)]
+        return [Draw(state.theta, state.rest, *facts, k, *seeds) for k, state in zip(self.numbers, states, strict=True)]
 
     def around(self, mode: Draw, thetas: Iterable[Theta]) -> list[Draw]:
         """The draws of a member that has these θ, numbered; all else is that of `mode`."""

@@ -51,7 +51,7 @@ def agreement(tau: xr.DataArray, *, k: int = 5, resamples: int = 200, level: flo
     draws, x = _draws(tau)  # x: (member, method, pair)
     check_length(k, draws.sizes["train"])
     found = _correlations(x)
-    low, high = _interval(found, x, resamples, level, np.random.default_rng(seed))
+    low, high = _bounds(found, x, resamples, level, np.random.default_rng(seed))
     sign = np.sign(x.mean(0))  # (method, pair): −1, 0 or 1
     neither_is_0 = abs(sign) @ abs(sign).T  # (method, other), a number of pairs
     alike = (neither_is_0 + sign @ sign.T) / 2  # the product of signs adds those alike and takes away the others
@@ -156,7 +156,7 @@ def distances(tau: xr.DataArray, truth: str = "loo") -> xr.Dataset:
     check_tau(tau, "method")
     if _names(tau, truth) == [truth]:
         raise ValueError(f"there is no method beside {truth!r} to compare with it")
-    core = {"input_core_dims": [["sample"]], "output_core_dims": [["sample"]]}
+    core: dict = {"input_core_dims": [["sample"]], "output_core_dims": [["sample"]]}
     ordered = xr.apply_ufunc(np.sort, in_blocks(tau), **core, dask="parallelized", output_dtypes=[tau.dtype]).compute()
     true = ordered.sel({"method": truth}, drop=True)
     other = ordered.drop_sel({"method": truth})
@@ -228,7 +228,7 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.corrcoef(a, b)[: len(a), len(a) :]  # the rows of a with those of b
 
 
-def _interval(found: np.ndarray, x: np.ndarray, resamples: int, level: float, stream: np.random.Generator):
+def _bounds(found: np.ndarray, x: np.ndarray, resamples: int, level: float, stream: np.random.Generator) -> np.ndarray:
     """Low and high end for each of the correlations `found` in x, (member, method, pair)."""
     members, _, pairs = x.shape
     if members < 4:  # they tell their scatter too badly

@@ -129,7 +129,7 @@ def _sources(sets: list[tuple[int, ...]], factors: list[str], shape: tuple[int, 
     return [*sources, "checkpoint"], np.stack([*rows, checkpoint, trend])
 
 
-def _redrawn(mean_squares: np.ndarray, effects: list[np.ndarray], df: list[int], stream: np.random.Generator):
+def _redrawn(mean_squares: np.ndarray, effects: list[np.ndarray], df: list, stream: np.random.Generator) -> np.ndarray:
     """What the mean squares, averaged over pairs, may have been drawn around, (mean square, RESAMPLES)."""
     freedom = np.array([[_freedom(e, d)] for e, d in zip(effects, df, strict=True)])  # (mean square, 1)
     return mean_squares.mean(1, keepdims=True) * freedom / stream.chisquare(freedom, (len(df), RESAMPLES))

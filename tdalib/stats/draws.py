@@ -1,6 +1,7 @@
 """τ as draws: by member, with θ and θ\\j independent, in blocks of pairs."""
 
 import json
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -38,8 +39,8 @@ def uncoupled(result: xr.Dataset) -> xr.DataArray:
     if "loss_without" not in result:
         raise ValueError("uncoupled draws need loss_without, which a method that retrains (loo) leaves in the store")
     if "tau" in result and "loo" in result["method"].values:
-        first = result.isel(sample=0).transpose("train", "test", ...)
-        coupled, apart = first["tau"].loc[{"method": "loo"}].values, (first["loss_without"] - first["loss"]).values
+        one = result.isel(sample=0).transpose("train", "test", ...)
+        coupled, apart = one["tau"].loc[{"method": "loo"}].values, (one["loss_without"] - one["loss"]).values
         if not np.allclose(coupled, apart, atol=1e-3 * np.abs(coupled).max(), equal_nan=True):
             raise ValueError("uncoupled draws need leave-one-out against θ itself; here it is against another training")
     members, counts = np.unique(result.member.values, return_counts=True)
@@ -72,7 +73,7 @@ def member_draws(tau: xr.DataArray, at_least: int = 1) -> xr.DataArray:
     return draws
 
 
-def with_methods(labelled):
+def with_methods(labelled: Any) -> Any:
     """A τ, or a table of it, in which one method alone keeps its dimension."""
     return labelled if "method" in labelled.dims else labelled.expand_dims("method")
 

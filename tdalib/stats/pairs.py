@@ -65,7 +65,7 @@ def per_pair(tau: xr.DataArray, *, level: float = 0.95, seed: int = 0) -> xr.Dat
     average = belongs / belongs.sum(0)
     flips, weights = _resampling(len(members), np.random.default_rng(seed))
     table = xr.apply_ufunc(
-        _statistics, in_blocks(tau),
+        _stats, in_blocks(tau),
         kwargs={"average": average, "flips": flips, "weights": weights, "level": level},
         input_core_dims=[["sample"]], output_core_dims=[["statistic"]], dask="parallelized", output_dtypes=[float],
         dask_gufunc_kwargs={"output_sizes": {"statistic": len(STATISTICS)}},
@@ -75,14 +75,14 @@ def per_pair(tau: xr.DataArray, *, level: float = 0.95, seed: int = 0) -> xr.Dat
     table = table.assign_coords(statistic=STATISTICS).to_dataset("statistic")
     snr = xr.apply_ufunc(signal_to_noise, table["mean"], table["std"])
     p_t = t_p(snr, len(members))
-    over = [d for d in p_t.dims if d != "method"]
+    over = [d for d in snr.dims if d != "method"]
     q = xr.apply_ufunc(q_value, p_t, input_core_dims=[over], output_core_dims=[over], vectorize=True)
     table = table.assign(
         same_sign=table.same_sign.where(table["mean"].notnull()),
         snr=snr,
         noise_dominated=(table["std"] > abs(table["mean"])).where(table["std"].notnull()),
         p_t=p_t,
-        q=q.transpose(*p_t.dims),
+        q=q.transpose(*snr.dims),
         p_noise=2 * scipy.special.ndtr(-snr),
     )
     return table.assign_attrs(units=tau.attrs.get("units", "{}"), members=len(members), level=level)
@@ -163,7 +163,7 @@ def extremes(table: xr.Dataset, method: str, count: int = 3) -> pd.DataFrame:
 
 def _distinct(pairs: pd.DataFrame, count: int) -> pd.DataFrame:
     """The first `count` pairs of which no two have a point in common."""
-    chosen = []
+    chosen: list = []
     for row in pairs.itertuples():
         if all(row.train != c.train and row.test != c.test for c in chosen):
             chosen.append(row)
@@ -186,7 +186,7 @@ def _resampling(members: int, stream: np.random.Generator) -> tuple[np.ndarray, 
     return flips, (counts.T / members).astype(np.float32)
 
 
-def _statistics(draws: np.ndarray, average, flips, weights, level: float) -> np.ndarray:
+def _stats(draws: np.ndarray, average: np.ndarray, flips: np.ndarray, weights: np.ndarray, level: float) -> np.ndarray:
     """The STATISTICS of each pair, (…, sample) → (…, statistic)."""
     x = np.sort(draws @ average)  # (…, member), sorted since the order of members does not matter
     same_sign = (np.sign(draws) == np.sign(x.mean(-1, keepdims=True))).mean(-1, keepdims=True)
@@ -196,7 +196,7 @@ def _statistics(draws: np.ndarray, average, flips, weights, level: float) -> np.
     return np.concatenate([found, same_sign], -1)
 
 
-def _over_members(x: np.ndarray, flips, weights, level: float) -> np.ndarray:
+def _over_members(x: np.ndarray, flips: np.ndarray, weights: np.ndarray, level: float) -> np.ndarray:
     """The STATISTICS but the last, (pair, member) → (pair, statistic)."""
     members = x.shape[1]
     mean = x.mean(1, keepdims=True)
@@ -226,7 +226,7 @@ def signal_to_noise(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
         return np.where((mean == 0) & (std == 0), 0, abs(mean) / std)
 
 
-def t_p(snr, members: int):
+def t_p(snr: np.ndarray, members: int) -> np.ndarray:
     """Two-sided Student t of H0: E[τ] = 0, from |mean| / std over so many members."""
     return 2 * scipy.special.stdtr(members - 1, -snr * np.sqrt(members))
 

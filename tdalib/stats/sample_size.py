@@ -1,6 +1,7 @@
 """How many members do I need? The power of the t test over members, from a formula or from a pilot store."""
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.stats
@@ -16,7 +17,7 @@ SNR = np.concatenate([[0], np.geomspace(0.02, 50, 80)])  # of which the pairs ar
 ALPHA = np.geomspace(1e-9, 1, 200)
 
 
-def t_power(snr, members, alpha=0.05) -> np.ndarray:
+def t_power(snr: np.typing.ArrayLike, members: np.typing.ArrayLike, alpha: np.typing.ArrayLike = 0.05) -> np.ndarray:
     """Chance that the two-sided Student t test of so many draws finds an effect of this |mean| / std at level `alpha`.
 
     Arrays broadcast. For normal τ, by the noncentral t distribution (Cohen 1988, Statistical Power Analysis, ch. 2).
@@ -25,7 +26,7 @@ def t_power(snr, members, alpha=0.05) -> np.ndarray:
     return _beyond(scipy.stats.t.isf(np.asarray(alpha) / 2, members - 1), snr, members)
 
 
-def smallest_snr(members, target: float = 0.8, alpha: float = 0.05) -> np.ndarray:
+def smallest_snr(members: np.typing.ArrayLike, target: float = 0.8, alpha: float = 0.05) -> np.ndarray:
     """The smallest |mean| / std that so many members, a count or an array, find with power `target`, above `alpha`."""
     check_share("alpha", alpha)
     if not alpha < target < 1:
@@ -36,7 +37,7 @@ def smallest_snr(members, target: float = 0.8, alpha: float = 0.05) -> np.ndarra
     return elementwise.find_root(lambda snr, n: t_power(snr, n, alpha) - target, bracket, args=(members,)).x
 
 
-def members_needed(snr, target: float = 0.8, alpha: float = 0.05) -> np.ndarray:
+def members_needed(snr: np.typing.ArrayLike, target: float = 0.8, alpha: float = 0.05) -> np.ndarray:
     """The least number of members that finds this |mean| / std with power `target`; infinity for more than 1,000."""
     snr = np.abs(snr)
     counts = np.arange(2, MOST + 1)
@@ -46,7 +47,9 @@ def members_needed(snr, target: float = 0.8, alpha: float = 0.05) -> np.ndarray:
     return np.where(np.isnan(snr), np.nan, needed)
 
 
-def power(tau: xr.DataArray, members=None, *, fdr: float = 0.05, target: float = 0.8, seed: int = 0) -> xr.Dataset:
+def power(
+    tau: xr.DataArray, members: Sequence[int] | None = None, *, fdr: float = 0.05, target: float = 0.8, seed: int = 0
+) -> xr.Dataset:
     """What more members would show, from a pilot: a store with a few.
 
     Parameters
@@ -110,14 +113,14 @@ def power(tau: xr.DataArray, members=None, *, fdr: float = 0.05, target: float =
     return table.transpose("members", "train", "test", "method")
 
 
-def _counts(members) -> np.ndarray:
+def _counts(members: np.typing.ArrayLike) -> np.ndarray:
     members = np.asarray(members, float)
     if not (members >= 2).all():
         raise ValueError(f"members: {members.tolist()} is not possible; a t test needs at least 2")
     return members
 
 
-def _beyond(critical, snr, members) -> np.ndarray:
+def _beyond(critical: np.ndarray, snr: np.typing.ArrayLike, members: np.ndarray | int) -> np.ndarray:
     """P(|T| > critical), T the t statistic of `members` normal draws; arrays broadcast."""
     shift = np.minimum(np.abs(snr) * np.sqrt(members), 1e6)
     with warnings.catch_warnings():
