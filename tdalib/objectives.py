@@ -141,7 +141,7 @@ def get(objective: str | Objective | Callable) -> Objective:
 
 
 def _cross_entropy_gradient(outputs: Tensor, targets: Tensor) -> Tensor:
-    """p − e_y. The label's entry is minus the sum of the others: p_y − 1 would cancel where the network is sure."""
+    """Give p − e_y; the label's entry is minus the sum of the others: p_y − 1 would cancel where p_y is near 1."""
     label = targets[:, None]
     others = outputs.softmax(1).scatter(1, label, 0)
     return others.scatter(1, label, -others.sum(1, keepdim=True))

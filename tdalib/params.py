@@ -114,6 +114,7 @@ class Params(OfRecipe):
 
     @property
     def recipe(self) -> Recipe:
+        """How networks are trained."""
         return Recipe(**self.model_dump(include=set(OF_RECIPE)))
 
     @property
@@ -128,10 +129,12 @@ class Params(OfRecipe):
         return self.model_dump(include={"dataset", "model", "train_per_class"}) | {"vary": vary}
 
     def task(self) -> Task:
+        """The data set, as asked for."""
         asked = self.model_dump(include={"train_per_class", "test_per_class", "seed", "objective"})
         return data.load(self.dataset, **asked, **self.dataset_options)
 
     def posterior(self, task: Task) -> Posterior:
+        """The posterior on a task; nothing is trained yet."""
         model, sampler = models.get(self.model, **self.model_options), samplers.get(self.sampler)
         asked = self.model_dump(include={"members", "checkpoints", "seed"})
         return sampler(model, task, self.recipe, **asked, **self.sampler_options)

@@ -38,8 +38,10 @@ def write(store: Path | str, page: Path | str | None = None) -> Path:
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        There is no store, it is not finished, or it has one member alone. Nothing is written then.
+    FileNotFoundError
+        There is no store.
+    ValueError
+        It is not finished, or it has one member alone, or the page is a folder. Nothing is written then.
     """
     store = resolve(store)
     page = resolve(page) if page else store.with_suffix(".html")

@@ -153,8 +153,13 @@ class Training:
 def train(training: Training, weights: Tensor | None = None, keep: int = 1) -> Iterator[list[State]]:
     """Train from what the network holds, once for each row of `weights` (removal, point).
 
-    Yields the states after each of the last `keep` epochs. A batch's loss is Σ w_i L(z_i) / |B|: a point of weight 0
-    leaves every other number of the training as it was, and one that is in no batch changes nothing, to the bit.
+    A batch's loss is Σ w_i L(z_i) / |B|: a point of weight 0 leaves every other number of the training as it was, and
+    one that is in no batch changes nothing, to the bit.
+
+    Yields
+    ------
+    list of State
+        After each of the last `keep` epochs.
     """
     start, ends = state_of(training.network), training.ends[-keep:]
     for weight in training.weights(weights):
@@ -181,6 +186,11 @@ def train_stack(training: Training, weights: Tensor | None = None, keep: int = 1
     Every parameter gets a leading dimension, one entry a removal, and `torch.func.vmap` maps one removal's loss over
     it; the rest is shared. All see the same batches and dropout masks, each with its own weights of the points. A
     network that this cannot serve is trained once after the other.
+
+    Yields
+    ------
+    list of State
+        After each of the last `keep` epochs.
     """
     network, points, ends = training.network, training.task.train, training.ends[-keep:]
     weights = training.weights(weights)

@@ -79,6 +79,10 @@ def parallel(work: Any, device: str, workers: int | None, scheduler: str | None)
     """A context of joblib's Parallel, and `work` as `Shared`: processes here, or a dask cluster.
 
     A GPU belongs to one process, this one.
+
+    Yields
+    ------
+    joblib.Parallel and Shared
     """
     jobs = workers or joblib.cpu_count()
     settings: dict[str, Any]

@@ -18,6 +18,11 @@ def one_more_step(draw: Draw, task: Task, removed: Sequence | None = None) -> Te
     its schedule. The model is in eval mode. Positive: the step on z_j lowers the loss at z. Of a set the step is on its
     mean loss; an empty one makes none.
 
+    Raises
+    ------
+    ValueError
+        The recipe of the training is not known.
+
     Source: Nguyen et al. 2023, arXiv:2305.19765, section 3.
     """
     if draw.recipe is None:

@@ -49,6 +49,11 @@ def influence(
         GB that gradients take at a time. The kernel of "ggn" comes on top: 24 (n·k)² bytes, and 12 n·k·m for m test
         points.
 
+    Raises
+    ------
+    ValueError
+        No damping above 0, a kernel of too many rows, or an objective that is not convex in the outputs.
+
     Source: Koh and Liang 2017, arXiv:1703.04730, equation 2; Martens 2020, arXiv:1412.1193, for the Gauss–Newton form.
     """
     if damping is None:
@@ -68,6 +73,11 @@ def _ggn(draw: Draw, task: Task, asked: np.ndarray, damping: float, memory: floa
     ∂L/∂outputs = R c, the gradient of z_j lies in their span, ∇L(z_j) = J̃ᵀ s with s = √n c in block j, and
     (J̃ᵀJ̃ + λI)⁻¹ J̃ᵀ = J̃ᵀ (J̃J̃ᵀ + λI)⁻¹: no P × P matrix, and no difference of large numbers. What lies beside the span,
     u, is solved by (H + λI)⁻¹ u = (u − J̃ᵀ (J̃J̃ᵀ + λI)⁻¹ J̃ u) / λ.
+
+    Raises
+    ------
+    ValueError
+        The kernel has too many rows.
     """
     n, train = len(task.train), task.train
     if (rows := n * draw.all_outputs(train[:1]).numel()) > MOST:

@@ -20,7 +20,7 @@ def leave_one_out(
     *,
     protocol: Literal["retrain", "continue", "further"] = "retrain",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """LOO: τ(z_j, z) = L(z; θ\\j) − L(z; θ); this gives the first term.   (draw, removal, test), loss.
+    r"""LOO: τ(z_j, z) = L(z; θ\j) − L(z; θ); this gives the first term.   (draw, removal, test), loss.
 
     Positive τ: without z_j the loss at z is higher, so z_j helps. A removal is a row of `weights` (removal, point), 0
     at the points that are left out. Where θ is not the draw itself, the second term is given too, (draw, 1, test).
@@ -33,6 +33,11 @@ def leave_one_out(
         protocol, which trains on from each finished checkpoint for the recipe's epochs without z_j, its schedule from
         the start, so that drift of the longer training is mixed in, at the price of one training per checkpoint.
         "further": the same, compared with θ trained on as long with all the data, the control that "continue" lacks.
+
+    Raises
+    ------
+    ValueError
+        A protocol that trains on, where draws are no epochs of a training.
 
     Source: Nguyen et al. 2023, arXiv:2305.19765, equation 1.
     """

@@ -24,6 +24,7 @@ def chosen(inputs: Inputs, at: Some) -> Inputs:
 
 
 def tensors(inputs: Inputs) -> list[Tensor]:
+    """The tensors of the inputs."""
     return list(inputs.values()) if isinstance(inputs, dict) else [inputs]
 
 

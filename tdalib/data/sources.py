@@ -129,6 +129,11 @@ def from_torchvision(
     name : {"MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100"}
     root : path
         Where torchvision keeps it; what is not there is fetched, which needs a network.
+
+    Raises
+    ------
+    ValueError
+        An unknown name, a set that is not there and cannot be fetched, or more per class than there are.
     """
     from torchvision import datasets
 
@@ -174,6 +179,11 @@ def from_folder(
     -------
     Task whose `train_index` and `test_index` are positions in torchvision's `ImageFolder(path).samples`, or in those of
     path/train and path/test.
+
+    Raises
+    ------
+    ValueError
+        A size above `resize`, folders that do not fit, a file that is no image, or more per class than there are.
     """
     resize = resize or size
     if size > resize:

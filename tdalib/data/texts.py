@@ -103,6 +103,11 @@ def from_sotu(
         Without effect.
     tokenizer, length
         See `from_texts`.
+
+    Raises
+    ------
+    ValueError
+        More per class than there are, or a tokenizer that cannot be had.
     """
     table = pd.read_csv(SOTU)
     classes = list(dict.fromkeys(table.sort_values("year")["label"]))

@@ -55,6 +55,7 @@ class ImageGELU(nn.GELU):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, channels, height, width) to the same shape."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -62,4 +63,5 @@ class ImageFlatten(nn.Flatten):
     """Flatten of channels-last images in the order they lie in memory, which spares copies there and back."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, channels, height, width) to (batch, features)."""
         return super().forward(x.permute(0, 2, 3, 1))

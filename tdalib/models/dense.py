@@ -49,4 +49,5 @@ class Residual(nn.Sequential):
     """x + f(x), f the layers in turn."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, width) to the same shape."""
         return x + super().forward(x)

@@ -41,6 +41,7 @@ class BagOfWords(nn.Module):
         self.dense = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, outputs))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Map token ids and mask, (n, T), to outputs (n, C)."""
         words = self.embedding(input_ids)  # (n, T, width)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         mask = mask[:, :, None].to(words.dtype)
@@ -83,6 +84,11 @@ def gpt2(
         Of the embeddings, in blocks, and of each block's attention; `heads` divides `width`.
     vocabulary : int
         Token ids are below it.
+
+    Raises
+    ------
+    ValueError
+        A task that is not of token ids, or a number of heads that does not divide the width.
 
     Source: Radford et al. 2019, Language models are unsupervised multitask learners.
     """

@@ -59,6 +59,7 @@ class LoraViT(nn.Module):
         self.register_buffer("std", torch.tensor(std)[:, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map images (n, channels, height, width) to logits (n, classes)."""
         from torchvision.transforms.v2.functional import resize
 
         x = x.expand(-1, 3, -1, -1)

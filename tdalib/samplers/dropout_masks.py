@@ -23,6 +23,11 @@ def mc_dropout(posterior: Posterior) -> Posterior:
 
     Under other weights the member is trained again, and the masks are the same.
 
+    Raises
+    ------
+    ValueError
+        The network has no dropout layer.
+
     Source: Gal and Ghahramani 2016, arXiv:1506.02142.
     """
     if not dropouts(posterior.build(posterior.task, posterior.members[0].init_seed)):
@@ -51,6 +56,7 @@ class Masked:
     build: Callable[[Task, int], nn.Module]
 
     def __call__(self, task: Task, seed: int) -> nn.Module:
+        """The network with a mask beside each dropout layer, in eval mode."""
         network = self.build(task, seed).eval()
         layers = dropouts(network)
         for name, called in calls(network, layers, task.train[:1].inputs).items():
@@ -81,4 +87,5 @@ class MaskedDropout(nn.Dropout):
         self.register_buffer("mask", torch.ones_like(values), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Drop at random in training, by the mask in eval mode; the shape stays."""
         return super().forward(x) if self.training else x * self.mask

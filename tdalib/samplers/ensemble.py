@@ -41,6 +41,11 @@ def crossed(posterior: Posterior, *, inits: Count | None = None) -> Posterior:
     inits : int, optional
         By default the square root of `members`.
 
+    Raises
+    ------
+    ValueError
+        The members do not fill a grid.
+
     Source: the two-way layout with random effects, Searle, Casella and McCulloch 1992, Variance Components, chapter 4.
     """
     count = len(posterior.members)

@@ -45,10 +45,17 @@ def register(name: str, *, checkpoints: int = 5) -> Callable[[Callable], Callabl
             stack: Count | None = None,
             **options: Any,
         ) -> Posterior:
-            """As for every sampler: `model` is a name, a network or a function (task, seed) → nn.Module; `members`
-            counts the independent trainings, and `checkpoints` the draws of each; `stack` is how many retrainings are
-            trained as one with `torch.func.vmap`, faster on a GPU and slower on a CPU (1: one by one; by default 1 on a
-            CPU and 100 on a GPU; `attribute` makes stacks of whole blocks of 25, and of θ itself).
+            """As for every sampler.
+
+            `model` is a name, a network or a function (task, seed) → nn.Module; `members` counts the independent
+            trainings, and `checkpoints` the draws of each; `stack` is how many retrainings are trained as one with
+            `torch.func.vmap`, faster on a GPU and slower on a CPU (1: one by one; by default 1 on a CPU and 100 on a
+            GPU; `attribute` makes stacks of whole blocks of 25, and of θ itself).
+
+            Raises
+            ------
+            ValueError
+                An option that is not known or not possible, or more checkpoints than epochs.
             """
             each = tuple(Member.of(seed, k) for k in range(members))  # of its own initialisation and batch order
             start = Posterior(task, models.get(model), recipe, each, checkpoints, seed=seed, stack=stack, sampler=name)
@@ -145,7 +152,7 @@ class Posterior:
 
     @property
     def numbers(self) -> range:
-        """The draws of a member by number: the epochs that are kept, or 1, 2, …"""
+        """The draws of a member by number: the epochs that are kept, or 1, 2, and so on."""
         last = known(self.recipe).epochs if self.kind == "epochs" else self.checkpoints
         return range(last - self.checkpoints + 1, last + 1)
 
@@ -217,8 +224,9 @@ class Step:
 
 
 class Run:
-    """One training of a member under given weights. Its steps are not stored: `steps` trains again, to the bit where
-    its draws were not trained in a stack.
+    """One training of a member under given weights.
+
+    Its steps are not stored: `steps` trains again, to the bit where its draws were not trained in a stack.
 
     Attributes
     ----------

@@ -100,8 +100,10 @@ def _layout(tau: xr.DataArray) -> tuple[np.ndarray, list[str]]:
 
 
 def _effect(values: np.ndarray, chosen: tuple[int, ...]) -> np.ndarray:
-    """The interaction of the chosen factors, whose squares sum up to its sum of squares: (*factors, pairs) → (levels,
-    pairs). It is the deviation from the mean along the chosen axes, and the mean along the others."""
+    """The interaction of the chosen factors, (*factors, pairs) → (levels, pairs).
+
+    Its squares sum up to its sum of squares. It is the deviation from the mean along the chosen axes, and the mean along the others.
+    """
     behind = prod(n for axis, n in enumerate(values.shape[:-1]) if axis not in chosen)  # values behind a level
     for axis in range(values.ndim - 1):
         mean = values.mean(axis, keepdims=True)

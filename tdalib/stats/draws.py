@@ -1,4 +1,4 @@
-"""τ as draws: by member, with θ and θ\\j independent, in blocks of pairs."""
+r"""τ as draws: by member, with θ and θ\j independent, in blocks of pairs."""
 
 import json
 from typing import Any
@@ -16,9 +16,9 @@ def by_member(tau: xr.DataArray) -> xr.DataArray:
 
 
 def uncoupled(result: xr.Dataset) -> xr.DataArray:
-    """Leave-one-out τ with θ and θ\\j drawn independently, from losses that are there: no new training.
+    r"""Leave-one-out τ with θ and θ\j drawn independently, from losses that are there: no new training.
 
-    Members are taken in pairs; the first gives θ, the second θ\\j. So the draws, half as many, are independent of each
+    Members are taken in pairs; the first gives θ, the second θ\j. So the draws, half as many, are independent of each
     other. The coupled ones to compare them with are those of the same number of members.
 
     Parameters
