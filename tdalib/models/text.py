@@ -97,11 +97,9 @@ def gpt2(
     length = _check_tokens("gpt2", task, vocabulary)
     if width % heads:
         raise ValueError(f"gpt2.heads: {heads} is not possible; it must divide width, {width}")
-    config = GPT2Config(
-        vocab_size=vocabulary, n_positions=length, n_embd=width, n_layer=depth, n_head=heads, use_cache=False
-    )
-    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
-    return GPT2LMHeadModel(config)
+    sizes = {"vocab_size": vocabulary, "n_positions": length, "n_embd": width, "n_layer": depth, "n_head": heads}
+    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return GPT2LMHeadModel(GPT2Config(**sizes, **no_dropout, use_cache=False, bos_token_id=None, eos_token_id=None))
 
 
 def _check_tokens(name: str, task: Task, vocabulary: int) -> int:

@@ -102,7 +102,8 @@ def _layout(tau: xr.DataArray) -> tuple[np.ndarray, list[str]]:
 def _effect(values: np.ndarray, chosen: tuple[int, ...]) -> np.ndarray:
     """The interaction of the chosen factors, (*factors, pairs) → (levels, pairs).
 
-    Its squares sum up to its sum of squares. It is the deviation from the mean along the chosen axes, and the mean along the others.
+    Its squares sum up to its sum of squares. It is the deviation from the mean along the chosen axes, and the mean
+    along the others.
     """
     behind = prod(n for axis, n in enumerate(values.shape[:-1]) if axis not in chosen)  # values behind a level
     for axis in range(values.ndim - 1):
