@@ -1,11 +1,13 @@
 """Networks as functions of what they hold: parameters that are trained, and the rest that their output depends on."""
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from copy import deepcopy
 from functools import partial
 from hashlib import sha256
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +23,11 @@ EVAL_BATCH = 100  # activations of 100 images stay in the processor's cache
 
 class SlowerPath(UserWarning):
     """A network is served one at a time, where the faster way cannot: the numbers are the same."""
+
+
+def say_slower(what: str, why: Exception | str) -> None:
+    """Give notice of a slower path, in one line."""
+    warnings.warn(f"{what}: {shorten(str(why) or repr(why), 120)}", SlowerPath, stacklevel=1)
 
 
 class State(NamedTuple):

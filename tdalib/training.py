@@ -1,6 +1,5 @@
 """Training: the recipe, and two trainers with one loop: a network after another, or a stack of them at once."""
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ from torch.func import vmap
 from torch.optim import Optimizer
 
 from tdalib.data import Inputs, Task, chosen
-from tdalib.networks import SlowerPath, State, Theta, forward, forward_at, set_state, state_of, to_training, trainable
+from tdalib.networks import State, Theta, forward, forward_at, say_slower, set_state, state_of, to_training, trainable
 from tdalib.options import Count, Fraction, NonNegative, Positive, check_fields
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
@@ -206,15 +205,15 @@ def train_stack(training: Training, weights: Tensor | None = None, keep: int = 1
         batch = batch.to(points.device)
         return of_each(stacked, weights[:, batch], chosen(points.inputs, batch), points.targets[batch]).sum()
 
-    start, fault = state_of(network), ""
+    start, fault = state_of(network), None
     try:
         with torch.random.fork_rng(devices=[points.device] if points.device.type == "cuda" else []):
             loss(training.steps[0]).backward()
     except Exception as error:  # a network that vmap cannot serve fails in its own way
-        fault = str(error).strip().split("\n")[0]
+        fault = error
     set_state(network, start)
     if fault:
-        warnings.warn(f"a stack is trained one network after another: {fault}", SlowerPath, stacklevel=2)
+        say_slower("a stack is trained one network after another", fault)
         yield from train(training, weights, keep)
         return
     kept = []

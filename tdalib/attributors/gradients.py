@@ -6,7 +6,6 @@ A linear layer that sees one vector a per example has the gradient g aᵀ, so th
 that looks at its numbers, …) goes one example after another through autograd, with the same result.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch.func import vjp, vmap
 
 from tdalib.attributors.outer_products import outer_product_layers
 from tdalib.data import Inputs, Points, of_each
-from tdalib.networks import SlowerPath, Theta, calls, forward_at
+from tdalib.networks import Theta, calls, forward_at, say_slower
 from tdalib.samplers import Draw
 
 CHUNK_ROWS = 250  # rows under one vmap: larger is slower, the cache is then too small
@@ -56,7 +55,7 @@ class Gradients:
         self.chunk = max(1, min(CHUNK_ROWS, examples_at_once(draw, points, memory)) // per_example)
         if why := self._why_one_by_one():
             self.layers, self.make = {}, self._one_by_one
-            warnings.warn(f"gradients are taken one example at a time: {why}", SlowerPath, stacklevel=2)
+            say_slower("gradients are taken one example at a time", why)
         dense = sum(p.numel() for p in self.dense.values())
         factors = sum(layer.in_features + layer.out_features for layer in self.layers.values())
         share = memory * 1e9 / 4 / points.dtype.itemsize  # numbers: a block, the next, its parts, the products
@@ -80,14 +79,14 @@ class Gradients:
                 self.whole = rows
             yield slice(first, first := first + len(points) * k), rows
 
-    def _why_one_by_one(self) -> str:
-        """Why two examples cannot be done at once, in a sentence; empty where they give what autograd gives."""
+    def _why_one_by_one(self) -> Exception | str:
+        """Why two examples cannot be done at once; empty where they give what autograd gives."""
         ends = [0, len(self.points) - 1]
         pair, cotangents = self.points[ends], self.cotangents[ends, :1]
         try:
             rows = self._at_once(pair, cotangents)
         except Exception as error:  # a network that vmap cannot serve fails in its own way
-            return str(error).strip().split("\n")[0]
+            return error
         alone = self._one_by_one(pair, cotangents)
         at_once, expected = inner(rows, rows), inner(alone, alone)  # (2, 2)
         lengths = expected.diagonal().sqrt()

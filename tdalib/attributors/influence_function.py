@@ -1,6 +1,5 @@
 """Influence functions."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tdalib.attributors.gradients import Gradients, examples_at_once, loss_gradients, pairwise
 from tdalib.attributors.methods import asked_about, register, summed
 from tdalib.data import Points, Task
-from tdalib.networks import SlowerPath, Theta
+from tdalib.networks import Theta, say_slower
 from tdalib.options import Positive
 from tdalib.samplers import Draw
 
@@ -144,8 +143,7 @@ def _moved(draw: Draw, points: Points, direction: Theta) -> Tensor:
         try:
             return jvp(outputs, theta, tuple(direction.values()))[1]
         except Exception as error:  # a network that forward mode cannot serve fails in its own way
-            why = str(error).strip().split("\n")[0]
-            warnings.warn(f"if: directions go through the network backward twice: {why}", SlowerPath, stacklevel=2)
+            say_slower("if: directions go through the network backward twice", error)
         return torch.autograd.functional.jvp(outputs, theta, tuple(direction.values()))[1]
 
 
