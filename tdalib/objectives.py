@@ -171,6 +171,8 @@ def _cross_entropy_coefficients(outputs: Tensor, targets: Tensor) -> Tensor:
 )
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """−log p(target), p the softmax of the outputs (points, C); targets (points,) are classes from 0.   (points,)."""
+    if outputs.ndim != 2:
+        raise ValueError(f"cross_entropy needs outputs (points, classes); the model's are {tuple(outputs.shape)}")
     return F.cross_entropy(outputs, targets, reduction="none")
 
 
@@ -205,6 +207,13 @@ def next_token(outputs: Tensor, targets: Tensor) -> Tensor:
     """−log p(next token), the mean over a passage; outputs (points, T, vocabulary), targets (points, T).   (points,).
 
     A target of −100 does not count; a passage in which none counts has loss 0.
+
+    Raises
+    ------
+    ValueError
+        The outputs have another shape.
     """
+    if outputs.shape[:-1] != targets.shape:
+        raise ValueError(f"next_token needs outputs (points, T, vocabulary); the model's are {tuple(outputs.shape)}")
     each = F.cross_entropy(outputs.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
     return each.sum(1) / (targets != IGNORED).sum(1).clamp(min=1)

@@ -129,6 +129,19 @@ def test_next_token_needs_tokens():
         data.load("mnist3", train_per_class=1, test_per_class=1, objective="next_token")
 
 
+@pytest.mark.parametrize(
+    ("model", "objective", "sentence"),
+    [
+        ("bow", "next_token", r"next_token needs outputs \(points, T, vocabulary\); the model's are \(\d, 64\)"),
+        ("gpt2", None, r"cross_entropy needs outputs \(points, classes\); the model's are \(\d, 64, 4000\)"),
+    ],
+)
+def test_a_network_that_does_not_fit_the_objective_is_refused(model, objective, sentence):
+    task = data.load("sotu3", train_per_class=1, test_per_class=1, objective=objective)
+    with pytest.raises(ValueError, match=sentence):
+        attribute(deep_ensemble(model, task, Recipe(epochs=1), members=1, checkpoints=1), "gd", workers=1)
+
+
 @pytest.mark.parametrize("name", ["bow", "text_lora"])
 def test_padding_says_nothing(speeches, name):
     network = models.get(name)(speeches, 0).eval()
