@@ -13,6 +13,7 @@ from tdalib import Params, run
 from tdalib.data import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+RUN = {"progress_bar": False, "execution_timeout": 600}  # seconds: a kernel that says no more is an error, no wait
 TINY = """
 train_per_class: 3
 test_per_class: 3
@@ -71,7 +72,7 @@ def test_notebook_runs(path, experiment, tmp_path):
             file.write_text(text + f"store: {file.with_suffix('.zarr')}\n")
             Params.read(file).experiment().run()
         values |= {"crossed": str(tmp_path / "crossed.yaml"), "runs": str(tmp_path / "{}.yaml")}
-    papermill.execute_notebook(path, tmp_path / path.name, values, cwd=tmp_path, progress_bar=False)
+    papermill.execute_notebook(path, tmp_path / path.name, values, cwd=tmp_path, **RUN)
 
 
 @pytest.mark.slow
@@ -88,7 +89,7 @@ def test_notebooks_run_on_removed_sets_and_on_points_without_class(given, tmp_pa
     assert run.main([str(tiny)]) == 0  # notebook 10
     for path in NOTEBOOKS:
         if path.stem[:2] in ("20", "21", "24"):
-            papermill.execute_notebook(path, tmp_path / path.name, {"store": store}, cwd=tmp_path, progress_bar=False)
+            papermill.execute_notebook(path, tmp_path / path.name, {"store": store}, cwd=tmp_path, **RUN)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
