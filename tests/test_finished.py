@@ -28,11 +28,12 @@ def test_files_and_state_dicts_give_what_the_training_gave(digits, trained, stat
         state = {name: p.contiguous() for name, p in state.items()}
         save_file(state, file) if file.suffix == ".safetensors" else torch.save(state, file)
     expected = attribute(trained, ESTIMATES, workers=1)
+    largest = abs(expected.tau).max(["sample", "train", "test"])  # by method: gd's are sums of the size 10
     for checkpoints in (states, files):
         for members in (2, [0, 0, 1, 1]):
             posterior = from_checkpoints("cnn2", digits, checkpoints, members=members, recipe=RECIPE)
             result = attribute(posterior, ESTIMATES, workers=2)
-            np.testing.assert_allclose(result.tau, expected.tau, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(result.tau / largest, expected.tau / largest, rtol=1e-4, atol=1e-6)
             assert result.member.values.tolist() == [0, 0, 1, 1]
     alone = from_checkpoints("cnn2", digits, states)
     assert len(alone.members) == 4 and alone.checkpoints == 1
