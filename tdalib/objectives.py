@@ -184,13 +184,24 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).square().flatten(1).sum(1) / 2
 
 
+def token_ids(who: str, inputs: Tensor | dict[str, Tensor]) -> Tensor:
+    """The token ids of the inputs, (points, T), for one who needs them.
+
+    Raises
+    ------
+    ValueError
+        There are none.
+    """
+    ids = inputs.get("input_ids", torch.empty(0)) if isinstance(inputs, dict) else inputs
+    if ids.ndim != 2 or ids.is_floating_point():
+        raise ValueError(f"{who} needs token ids, whole numbers (points, T), as inputs or input_ids")
+    return ids
+
+
 def _next_tokens(inputs: Tensor | dict[str, Tensor]) -> Tensor:
     """The token after each one of a passage, (points, T); IGNORED where there is none, or padding."""
-    given = inputs if isinstance(inputs, dict) else {"input_ids": inputs}
-    ids = given.get("input_ids", torch.empty(0))
-    if ids.ndim != 2 or ids.is_floating_point():
-        raise ValueError("objective 'next_token' needs token ids, whole numbers (points, T), as inputs or input_ids")
-    mask = given.get("attention_mask", torch.ones_like(ids))
+    ids = token_ids("objective 'next_token'", inputs)
+    mask = inputs.get("attention_mask", torch.ones_like(ids)) if isinstance(inputs, dict) else torch.ones_like(ids)
     following = ids[:, 1:].masked_fill(mask[:, 1:] == 0, IGNORED)
     return F.pad(following, (0, 1), value=IGNORED)
 

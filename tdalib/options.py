@@ -40,6 +40,11 @@ def sentence(error: Mapping[str, Any], keys: Iterable[str], owner: str = "") -> 
     return f"{key}: {error['input']!r} is not possible; {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
+def one_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()) or repr(error)
+
+
 def options_of(function: Callable) -> dict[str, Any]:
     """The options of a function by name, with their types."""
     parameters = inspect.signature(function, eval_str=True).parameters.values()

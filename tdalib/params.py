@@ -12,7 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError, create_
 from tdalib import attributors, data, models, objectives, samplers
 from tdalib.data import Task, resolve
 from tdalib.experiment import Experiment
-from tdalib.options import Count, Natural, check, options_of, sentence
+from tdalib.options import Count, Natural, check, one_line, options_of, sentence
 from tdalib.samplers import Posterior
 from tdalib.training import Recipe
 from tdalib.workers import Device
@@ -93,7 +93,7 @@ class Params(OfRecipe):
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"the params file cannot be read as YAML: {' '.join(str(error).split())}") from None
+            raise ValueError(f"the params file cannot be read as YAML: {one_line(error)}") from None
         if not isinstance(values, dict) or not values:
             raise ValueError("the params file is empty or no list of 'key: value' lines; it needs one at least")
         return cls.of({"name": Path(path).stem} | values)

@@ -9,6 +9,7 @@ from time import perf_counter
 
 from tdalib import models, store
 from tdalib.data import ROOT
+from tdalib.options import one_line
 from tdalib.params import Params
 
 NOTEBOOK = ROOT / "notebooks" / "10_run_experiment.ipynb"
@@ -64,7 +65,7 @@ def _check(paths: list[Path]) -> tuple[dict[Path, Params], dict[Path, tuple[int,
             params.experiment().check()
             ready[path] = params
         except Exception as error:  # a model or an attributor of one's own can raise anything
-            outcomes[path] = WRONG, f"refused: {' '.join(str(error).split()) or repr(error)}"
+            outcomes[path] = WRONG, f"refused: {one_line(error)}"
     for path, other in permutations(ready, 2):
         if ready[path].path == ready[other].path:
             outcomes[path] = WRONG, f"refused: store {ready[path].path} is that of {other} too; choose another"

@@ -192,3 +192,15 @@ def test_another_network_of_the_same_name_is_refused(digits, tmp_path, part):
     without_params(digits, ["gd"], model=network(0.0), path=asked.path).check()
     with pytest.raises(ValueError, match="a.zarr was made with another model or backbone; choose another store"):
         without_params(digits, ["gd"], model=network(0.5), path=asked.path).check()
+
+
+def test_a_store_that_lost_its_fill_value_is_not_read(blobs, tmp_path):
+    path = tmp_path / "a.zarr"
+    Experiment(
+        deep_ensemble("logreg", blobs, Recipe(epochs=1), members=1, checkpoints=1), "gd", path=path, workers=1
+    ).run()
+    about = path / "tau" / "zarr.json"
+    facts = json.loads(about.read_text())
+    about.write_text(json.dumps(facts | {"fill_value": 0.0}))
+    with pytest.raises(ValueError, match="what tau lacks would be read as 0.0, not as missing"):
+        store.open_result(path)

@@ -211,11 +211,14 @@ def test_refusals(digits, blobs, saved, tmp_path, monkeypatch):
     (tmp_path / "edge" / "preprocessor_config.json").write_text(
         json.dumps({"image_processor_type": "ViTImageProcessor", "size": {"shortest_edge": 48}})
     )
+    shutil.copytree(saved, tmp_path / "bare")
+    (tmp_path / "bare" / "preprocessor_config.json").unlink()
     for backbone, message in (
         ("google/vit", "'google/vit' is no folder or name on the hub of a ViT: no network"),
         (str(tmp_path), "is no folder or name on the hub of a ViT: "),
         (str(tmp_path / "deit"), "is no whole network: it is of type deit"),
         (str(tmp_path / "deeper"), "is no whole network: it is of type vit, lacks vit.layers.2"),
+        (str(tmp_path / "bare"), "bare' is no folder or name on the hub of a ViT: "),
         (str(tmp_path / "edge"), "must resize to a height and a width"),
     ):
         with pytest.raises(ValueError, match=message) as raised:

@@ -98,11 +98,7 @@ class Gradients:
         rows = []
         for point, vectors in zip(points.split(1), cotangents, strict=True):
             outputs = self.draw.outputs(theta, point.inputs)
-            for v in vectors:
-                by_name = torch.autograd.grad(
-                    outputs, [*theta.values()], v[None], retain_graph=True, materialize_grads=True
-                )
-                rows.append(torch.cat([g.flatten() for g in by_name]))
+            rows += [pulled_back(outputs, theta, v[None]) for v in vectors]
         return Rows(torch.stack(rows).view(*cotangents.shape[:2], -1), {}, {})  # (b, k, P)
 
     def _at_once(self, points: Points, cotangents: Tensor) -> Rows:
@@ -128,6 +124,12 @@ class Gradients:
             if f"{name}.bias" in draw.theta:
                 inputs[name] = nn.functional.pad(a, (0, 1), value=1)
         return Rows(dense, inputs, outputs)
+
+
+def pulled_back(outputs: Tensor, theta: Theta, cotangents: Tensor) -> Tensor:
+    """Jᵀ v of the outputs for their cotangents v, (P,), by autograd; what was computed for it is kept."""
+    by_name = torch.autograd.grad(outputs, [*theta.values()], cotangents, retain_graph=True, materialize_grads=True)
+    return torch.cat([g.flatten() for g in by_name])
 
 
 def examples_at_once(draw: Draw, points: Points, memory: float) -> int:

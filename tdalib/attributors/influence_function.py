@@ -1,6 +1,6 @@
 """Influence functions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tdalib.attributors.gradients import Gradients, examples_at_once, loss_gradients, pairwise
+from tdalib.attributors.gradients import Gradients, examples_at_once, loss_gradients, pairwise, pulled_back
 from tdalib.attributors.methods import asked_about, register, summed
 from tdalib.data import Points, Task
 from tdalib.networks import Theta, say_slower
@@ -100,19 +100,17 @@ def _cg(draw: Draw, task: Task, asked: np.ndarray, damping: float, memory: float
     n, train = len(task.train), task.train
     residual, residual_of_test = draw.residuals(train), draw.residuals(task.test)  # (n, ...), (m, ...)
     outputs = draw.all_outputs(train)
-    at_once = examples_at_once(draw, train, memory)
+    at_once, push = examples_at_once(draw, train, memory), _push(draw, train[:1])
 
     def along(points: Points, direction: Theta) -> Tensor:  # J direction, (points, ...)
-        return torch.cat([_moved(draw, part, direction) for part in points.split(at_once)])
+        return torch.cat([_moved(push, draw, part, direction) for part in points.split(at_once)])
 
     theta = {name: p.detach().requires_grad_() for name, p in draw.theta.items()}
 
     def back(points: Points, cotangents: Tensor) -> np.ndarray:  # Jᵀ cotangents, (P,)
         total: Any = 0
         for part, cotangent in zip(points.split(at_once), cotangents.split(at_once), strict=True):
-            outputs = draw.outputs(theta, part.inputs)
-            by_name = torch.autograd.grad(outputs, [*theta.values()], cotangent, materialize_grads=True)
-            total = total + torch.cat([g.flatten() for g in by_name])
+            total = total + pulled_back(draw.outputs(theta, part.inputs), theta, cotangent)
         return total.cpu().numpy()
 
     def product(v: np.ndarray) -> np.ndarray:  # (H + λI) v
@@ -132,19 +130,25 @@ def _cg(draw: Draw, task: Task, asked: np.ndarray, damping: float, memory: float
     return tau
 
 
-def _moved(draw: Draw, points: Points, direction: Theta) -> Tensor:
-    """J v of the outputs for a direction v of θ, (points, ...), forward through the network where that can be done."""
+def _push(draw: Draw, points: Points) -> Callable:
+    """The function that gives J v: forward through the network where that can be done, else backward twice."""
+    try:
+        _moved(jvp, draw, points, draw.theta)
+    except Exception as error:  # a network that forward mode cannot serve fails in its own way
+        say_slower("if: directions go through the network backward twice", error)
+        return torch.autograd.functional.jvp
+    return jvp
+
+
+def _moved(push: Callable, draw: Draw, points: Points, direction: Theta) -> Tensor:
+    """J v of the outputs for a direction v of θ, (points, ...)."""
 
     def outputs(*values: Tensor) -> Tensor:
         return draw.outputs(dict(zip(direction, values, strict=True)), points.inputs)
 
     theta = tuple(draw.theta[name] for name in direction)
     with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no second derivative
-        try:
-            return jvp(outputs, theta, tuple(direction.values()))[1]
-        except Exception as error:  # a network that forward mode cannot serve fails in its own way
-            say_slower("if: directions go through the network backward twice", error)
-        return torch.autograd.functional.jvp(outputs, theta, tuple(direction.values()))[1]
+        return push(outputs, theta, tuple(direction.values()))[1]
 
 
 def _unflatten(vector: np.ndarray, theta: Theta) -> Theta:

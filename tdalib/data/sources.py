@@ -10,7 +10,7 @@ import numpy as np
 
 from tdalib.data.points import Points
 from tdalib.data.task import SPLITS, Task, class_counts, from_arrays, under
-from tdalib.options import Count, Natural, checked
+from tdalib.options import Count, Natural, checked, one_line
 from tdalib.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[2]  # of the repository
@@ -144,7 +144,7 @@ def from_torchvision(
         try:
             whole = getattr(datasets, name)(resolve(root), train=split == "train", download=True)
         except Exception as error:  # whatever the network, the disk or a damaged file makes it raise
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise ValueError(f"dataset {name} is not in {resolve(root)} and cannot be fetched: {reason}") from None
         x, y = np.asarray(whole.data), np.asarray(whole.targets)
         keep = _choose(y, whole.classes, per_class, seed, split, name)

@@ -1,7 +1,6 @@
 """Texts: passages as token ids and a mask."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pandas as pd
 from tdalib import objectives
 from tdalib.data.sources import fetched, register
 from tdalib.data.task import SPLITS, Task, from_arrays
-from tdalib.options import Count, Natural, checked
+from tdalib.options import Count, Natural, one_line
 
 SOTU = Path(__file__).parents[1] / "datasets" / "sotu3.csv"
 TOKENIZER = Path(__file__).parents[1] / "backbones" / "bert_sotu"
@@ -80,9 +79,8 @@ def from_texts(
 
 
 @register("sotu3")
-@partial(checked, owner="sotu3")
 def from_sotu(
-    name: object = "sotu3",
+    name: str,
     *,
     train_per_class: Count,
     test_per_class: Count,
@@ -123,7 +121,7 @@ def from_sotu(
     passages = train["text"], train["label"], test["text"], test["label"]
     at = {"train_index": train.index, "test_index": test.index}
     years = {"year": (train["year"], test["year"])}
-    return from_texts(*passages, classes=classes, tokenizer=tokenizer, length=length, facts=years, name="sotu3", **at)
+    return from_texts(*passages, classes=classes, tokenizer=tokenizer, length=length, facts=years, name=name, **at)
 
 
 def _classes(labels: Sequence, test_labels: Sequence | None, classes: Sequence[str] | None) -> tuple:
@@ -146,7 +144,7 @@ def _encoder(tokenizer: str | None, length: int) -> Callable[[list[str]], dict[s
         folder = TOKENIZER if tokenizer is None else fetched(tokenizer)
         known = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the hub and transformers raise what they come across
-        reason = " ".join(str(error).split()) or repr(error)
+        reason = one_line(error)
         raise ValueError(f"tokenizer {tokenizer!r} is no folder or name on the hub of one: {reason}") from None
     known.pad_token = known.pad_token or known.eos_token  # what is padded is masked, so any will do
 

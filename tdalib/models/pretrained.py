@@ -1,6 +1,8 @@
 """Pre-trained transformers of which low-rank adapters and a new classifier are trained (LoRA); the rest is frozen."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import torch
 from torch import nn
 
 from tdalib.data import fetched
+from tdalib.options import one_line
 
 QUERY_AND_VALUE = {"query", "value", "q_proj", "v_proj", "q_lin", "v_lin"}  # as networks of transformers call them
 
@@ -15,8 +18,8 @@ QUERY_AND_VALUE = {"query", "value", "q_proj", "v_proj", "q_lin", "v_lin"}  # as
 def adapted(auto: str, what: str, backbone: str | None, shipped: Path, outputs: int) -> tuple[Any, Path]:
     """A backbone with adapters on query and value and a new classifier, in peft's wrapper; and its folder.
 
-    Rank 16, α 16, dropout 0.1, no bias; the backbone's own dropout is off. In a
-    network that calls query and value otherwise adapters sit where peft puts them.
+    Rank 16, α 16, dropout 0.1, no bias; the backbone's own dropout is off. In a network that calls query and value
+    otherwise adapters sit where peft puts them.
 
     Parameters
     ----------
@@ -34,14 +37,9 @@ def adapted(auto: str, what: str, backbone: str | None, shipped: Path, outputs: 
     """
     from peft import LoraConfig, get_peft_model
 
-    try:
+    with had(backbone, what), torch.random.fork_rng(devices=[]):
         folder = shipped if backbone is None else fetched(backbone)
-        with torch.random.fork_rng(devices=[]):
-            network, missing = _loaded(auto, folder, outputs)
-    except Exception as error:  # the hub, transformers and safetensors raise what they come across
-        reason = " ".join(str(error).split()) or repr(error)
-        reason = reason.split(". ")[0].removesuffix(".")  # what follows is advice on their use
-        raise ValueError(f"backbone {backbone!r} is no folder or name on the hub of {what}: {reason}") from None
+        network, missing = _loaded(auto, folder, outputs)
     heads = [name for name, part in network.named_children() if part is not network.base_model and _linear(part)]
     if lacking := [key for key in missing if key.split(".")[0] not in heads]:
         kind, keys = network.config.model_type, ", ".join(lacking[:3])
@@ -66,6 +64,31 @@ def adapted(auto: str, what: str, backbone: str | None, shipped: Path, outputs: 
             raise ValueError(f"backbone {backbone!r} takes no adapters: {error}") from None
 
 
+@contextmanager
+def had(backbone: str | None, what: str) -> Iterator[None]:
+    """Where something of a backbone is loaded: transformers is quiet, and what goes wrong is one sentence.
+
+    Raises
+    ------
+    ValueError
+        It cannot be had.
+    """
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # else it says that the classifier is new
+    logging.disable_progress_bar()
+    try:
+        yield
+    except Exception as error:  # the hub, transformers and safetensors raise what they come across
+        reason = one_line(error).split(". ")[0].removesuffix(".")  # what follows is advice on their use
+        raise ValueError(f"backbone {backbone!r} is no folder or name on the hub of {what}: {reason}") from None
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def _linear(part: nn.Module) -> list[nn.Linear]:
     return [layer for layer in part.modules() if isinstance(layer, nn.Linear)]
 
@@ -73,23 +96,14 @@ def _linear(part: nn.Module) -> list[nn.Linear]:
 def _loaded(auto: str, folder: Path, outputs: int) -> tuple[Any, set[str]]:
     """The network without dropout, and the names of the weights that its folder lacks."""
     import transformers
-    from transformers.utils import logging
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # else it says that the classifier is new
-    logging.disable_progress_bar()
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        config.num_labels = outputs
-        for key, value in config.to_dict().items():
-            if "drop" in key and isinstance(value, float):
-                setattr(config, key, 0.0)
-        options = {"config": config, "use_safetensors": True, "trust_remote_code": False}
-        # eager attention is what vmap can batch
-        options |= {"attn_implementation": "eager", "ignore_mismatched_sizes": True, "output_loading_info": True}
-        network, loaded = getattr(transformers, auto).from_pretrained(folder, **options)
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config.num_labels = outputs
+    for key, value in config.to_dict().items():
+        if "drop" in key and isinstance(value, float):
+            setattr(config, key, 0.0)
+    options = {"config": config, "use_safetensors": True, "trust_remote_code": False}
+    # eager attention is what vmap can batch
+    options |= {"attn_implementation": "eager", "ignore_mismatched_sizes": True, "output_loading_info": True}
+    network, loaded = getattr(transformers, auto).from_pretrained(folder, **options)
     return network, loaded["missing_keys"]

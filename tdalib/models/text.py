@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tdalib.data import Task
 from tdalib.models.network_functions import register
 from tdalib.models.pretrained import adapted
+from tdalib.objectives import token_ids
 from tdalib.options import Count
 
 VOCABULARY = 4000  # of the shipped tokenizer
@@ -112,9 +113,7 @@ def gpt2(
 def _check_tokens(name: str, task: Task, vocabulary: int) -> int:
     """Refuse a task that is not of token ids below `vocabulary`; the length of its passages."""
     for points in (task.train, task.test):
-        ids = points.inputs["input_ids"] if isinstance(points.inputs, dict) else points.inputs
-        if ids.is_floating_point() or ids.ndim != 2:
-            raise ValueError(f"{name} needs token ids, whole numbers (n, T), as input_ids or alone")
+        ids = token_ids(name, points.inputs)
         if ids.max() >= vocabulary or ids.min() < 0:
             raise ValueError(f"{name} knows tokens below {vocabulary}; the task has {ids.max()}")
     return ids.shape[1]

@@ -1,13 +1,14 @@
 """ViT + LoRA: a pre-trained vision transformer, of which low-rank adapters and the classifier are trained."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tdalib.data import Task
 from tdalib.models.network_functions import register
-from tdalib.models.pretrained import adapted
+from tdalib.models.pretrained import adapted, had
 
 SHIPPED = Path(__file__).parents[1] / "backbones" / "vit_cifar"
 
@@ -40,19 +41,24 @@ def vit_lora(task: Task, seed: int, *, backbone: str | None = None) -> nn.Module
     shape = tuple(getattr(task.x_train, "shape", ()))
     if len(shape) != 4 or shape[1] not in (1, 3):
         raise ValueError(f"vit_lora needs images (n, 1 or 3 channels, height, width); the task has {shape}")
-    return LoraViT(*adapted("AutoModelForImageClassification", "a ViT", backbone, SHIPPED, task.outputs))
+    from transformers import ViTImageProcessor
+
+    vit, folder = adapted("AutoModelForImageClassification", "a ViT", backbone, SHIPPED, task.outputs)
+    if vit.config.model_type != "vit":
+        raise ValueError(f"backbone {backbone!r} is no ViT: it is of type {vit.config.model_type}")
+    with had(backbone, "a ViT"):
+        processor = ViTImageProcessor.from_pretrained(folder)
+    if not (processor.size["height"] and processor.size["width"]):
+        raise ValueError(f"backbone {backbone!r}: its processor must resize to a height and a width")
+    return LoraViT(vit, processor)
 
 
 class LoraViT(nn.Module):
     """A ViT with adapters: images (n, channels, height, width) to logits (n, classes)."""
 
-    def __init__(self, vit: nn.Module, folder: Path):
-        from transformers import ViTImageProcessor
-
+    def __init__(self, vit: nn.Module, processor: Any):
         super().__init__()
-        self.peft, processor = vit, ViTImageProcessor.from_pretrained(folder)
-        if not (processor.size["height"] and processor.size["width"]):
-            raise ValueError(f"the processor in {folder} must resize to a height and a width")
+        self.peft = vit
         self.size, self.interpolation = [processor.size["height"], processor.size["width"]], processor.resample
         mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])

@@ -1,6 +1,6 @@
 """A draw: one θ ~ p(θ|D), with all that the network's outputs depend on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -58,14 +58,16 @@ class Draw:
 
     def losses(self, points: Points) -> Tensor:
         """The objective at this θ of every point, (points,), float64."""
-        parts = points.split(EVAL_BATCH)
-        return torch.cat([self.objective.losses(self.all_outputs(part), part.targets) for part in parts])
+        return self._in_batches(self.objective.losses, points)
 
     def residuals(self, points: Points) -> Tensor:
         """∂L/∂outputs of every point, (points, ...), in the points' precision."""
+        return self._in_batches(lambda f, y: self.objective.residuals(f, y).to(points.dtype), points)
+
+    def _in_batches(self, function: Callable[[Tensor, Tensor], Tensor], points: Points) -> Tensor:
+        """A function of outputs and targets of many points: those of a language model are too large all at once."""
         parts = points.split(EVAL_BATCH)
-        residuals = [self.objective.residuals(self.all_outputs(part), part.targets) for part in parts]
-        return torch.cat([part.to(points.dtype) for part in residuals])
+        return torch.cat([function(self.all_outputs(part), part.targets) for part in parts])
 
     def module(self) -> nn.Module:
         """A plain module in eval mode that holds θ, its own: for other libraries."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tdalib import models
 from tdalib.data import Task, resolve
 from tdalib.networks import State, fingerprint, state_of
+from tdalib.options import one_line
 from tdalib.samplers.draw import Draws
 from tdalib.samplers.posterior import Member, Posterior
 from tdalib.training import Recipe
@@ -87,7 +88,7 @@ def _read(checkpoint: Mapping[str, Tensor] | Path | str) -> Mapping[str, Tensor]
             return load_file(path)
         return dict(torch.load(path, map_location="cpu", weights_only=True).items())
     except Exception as error:  # safetensors and torch raise what the content makes them raise
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise ValueError(f"checkpoint {checkpoint} is no safetensors file nor torch weights: {reason}") from None
 
 
@@ -96,7 +97,7 @@ def _fitting(loaded: Mapping[str, Tensor], network: nn.Module, number: int) -> S
     try:
         network.load_state_dict(loaded)
     except RuntimeError as error:
-        raise ValueError(f"checkpoint {number} does not fit the model: {' '.join(str(error).split())}") from None
+        raise ValueError(f"checkpoint {number} does not fit the model: {one_line(error)}") from None
     theta, buffers = state_of(network)
     frozen = {name: p.detach().clone() for name, p in network.named_parameters() if name not in theta}
     return State(theta, buffers | frozen)

@@ -38,12 +38,12 @@ def swag(posterior: Posterior, *, collect: Annotated[Count, Field(ge=2)] = 10) -
     collect : int
         K, at least 2.
 
+    Under other weights the member is trained again, and the Gaussian's draws have the same standard normals.
+
     Raises
     ------
     ValueError
         Fewer epochs than are collected.
-
-    Under other weights the member is trained again, and the Gaussian's draws have the same standard normals.
 
     Source: Maddox et al. 2019, arXiv:1902.02476, equation 1 and algorithm 1.
     """
