@@ -199,8 +199,9 @@ def test_a_store_that_lost_its_fill_value_is_not_read(blobs, tmp_path):
     Experiment(
         deep_ensemble("logreg", blobs, Recipe(epochs=1), members=1, checkpoints=1), "gd", path=path, workers=1
     ).run()
-    about = path / "tau" / "zarr.json"
+    about = path / "zarr.json"  # what is read of all arrays, in one file
     facts = json.loads(about.read_text())
-    about.write_text(json.dumps(facts | {"fill_value": 0.0}))
+    facts["consolidated_metadata"]["metadata"]["tau"]["fill_value"] = 0.0
+    about.write_text(json.dumps(facts))
     with pytest.raises(ValueError, match="what tau lacks would be read as 0.0, not as missing"):
         store.open_result(path)
