@@ -205,7 +205,7 @@ def test_two_runs_in_one_store(posterior, copy, tmp_path, capsys):
     finally:
         for process in first:
             process.kill()  # the lock goes with the process
-            process.wait()
+            process.communicate()
     attribute(posterior, METHODS, path=copy, workers=1)
     assert store.is_done(copy, "tau", (0, 0, 0, 0))
 
