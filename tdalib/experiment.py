@@ -12,15 +12,16 @@ from typing import Any
 
 import joblib
 import pandas as pd
+import torch
 import xarray as xr
 from tqdm import tqdm
 
 from tdalib import attributors, removals, result, stats, store
+from tdalib.behaviour import Behaviour, check_network, named, same_start
 from tdalib.data import resolve
-from tdalib.networks import forward
 from tdalib.options import Count, check
 from tdalib.samplers import Posterior
-from tdalib.units import Cost, Unit, Work, draw_member, estimated, job, losses_without, measure
+from tdalib.units import Cost, Unit, Work, check_finite, draw_member, estimated, job, losses_without, measure
 from tdalib.workers import Device, exact_repeat, parallel, resolve_device
 
 COLUMNS = ["minutes", "peak memory of a worker (GB)", "disk (GB)"]  # of a plan
@@ -73,7 +74,7 @@ class Experiment:
         ValueError
             An unknown method, a value that a method refuses, a store that was made with other params.
         """
-        _probe(self._work)
+        _ = self._behaviour
         if self.path is not None:
             store.check(resolve(self.path), self._empty)
 
@@ -175,6 +176,10 @@ class Experiment:
         return Work(posterior, chosen, methods, options, resolve_device(self.device, self.scheduler))
 
     @cached_property
+    def _behaviour(self) -> Behaviour:
+        return _probe(self._work)
+
+    @cached_property
     def _empty(self) -> xr.Dataset:
         work = self._work
         asked = {"removals": self.removals, "methods": list(work.methods), "method_options": work.options}
@@ -225,27 +230,45 @@ def accuracy(posterior: Posterior) -> xr.DataArray:
     return xr.DataArray(shares, result.provenance(posterior), "sample", name="accuracy")
 
 
-def _probe(work: Work) -> None:
-    """Run every method for real on two train points and one epoch: what cannot work fails here, before any work.
+def _probe(work: Work) -> Behaviour:
+    """Run every method for real on two train points and two epochs: what cannot work fails here, before any work.
+
+    What the network and the methods give on these few points says what made a store.
 
     Raises
     ------
     ValueError
-        A value that a method refuses, sets for one to which they mean nothing, or τ of the wrong shape.
+        A network that gives wrong numbers, a value that a method refuses, sets for one to which they mean nothing, or τ
+        of the wrong shape.
     """
     posterior, task = work.posterior, work.posterior.task.first(train=2, test=1)
-    kept = min(2, posterior.checkpoints) if any(m.scope == "posterior" for m in work.methods.values()) else 1
+    kept = min(2, posterior.checkpoints)
     recipe = replace(posterior.recipe, epochs=kept) if posterior.recipe else None
     one = replace(posterior, task=task, recipe=recipe, checkpoints=kept, members=posterior.members[:1])
     few = removals.from_spec(None if work.removals.single else {"sets": [[0], []]}, task.train)
-    small = replace(work, posterior=one, removals=few).prepared()
     with exact_repeat():
-        network = small.posterior.build(small.posterior.task, one.members[0].init_seed).eval()
-        task.check_outputs(forward(network, small.posterior.task.test.inputs))
+        found = check_network(posterior.build, posterior.task.to(work.device), one.members[0].init_seed)
+        _check_start(posterior)
+        small = replace(work, posterior=one, removals=few).prepared()
         draws = small.posterior.draws(0)
-        draws[0].losses(small.posterior.task.test)
+        found["losses"] = torch.stack([draw.losses(small.posterior.task.test) for draw in draws]).cpu().numpy()
+        check_finite(found["losses"], "the test loss after two steps")
         for name, method in small.methods.items():
-            if method.scope == "retrain":
-                losses_without(small, 0, name, few)
-            else:
-                estimated(small, name, {0: draws})
+            with named(f"method {name!r}"):
+                if method.scope == "retrain":
+                    found[name], _ = losses_without(small, 0, name, few)
+                else:
+                    found[name] = estimated(small, name, {0: draws})[0]
+                check_finite(found[name], f"what method {name!r} gives")
+    return found
+
+
+def _check_start(posterior: Posterior) -> None:
+    """Refuse members that would be the same training, as their network starts from the same weights."""
+    members, task = posterior.members, posterior.task
+    if not same_start(posterior.build, task, list(dict.fromkeys(m.init_seed for m in members))):
+        return
+    fixed = "the model starts from the same weights whatever the seed"
+    if len({m.batch_seed for m in members}) < len(members):
+        raise ValueError(f"{fixed}, so members that differ in it alone are no members; choose vary: batch")
+    warnings.warn(f"{fixed}: initialisation is not sampled", stacklevel=3)

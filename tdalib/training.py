@@ -12,7 +12,7 @@ from torch.func import vmap
 from torch.optim import Optimizer
 
 from tdalib.data import Inputs, Task, chosen
-from tdalib.networks import State, Theta, forward, forward_at, say_slower, set_state, state_of, to_training, trainable
+from tdalib.networks import State, Theta, forward, forward_at, say_slower, seeded, set_state, state_of, to_training, trainable
 from tdalib.options import Count, Fraction, NonNegative, Positive, check_fields
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
@@ -207,7 +207,7 @@ def train_stack(training: Training, weights: Tensor | None = None, keep: int = 1
 
     start, fault = state_of(network), None
     try:
-        with torch.random.fork_rng(devices=[points.device] if points.device.type == "cuda" else []):
+        with seeded(training.seed, points.device):
             loss(training.steps[0]).backward()
     except Exception as error:  # a network that vmap cannot serve fails in its own way
         fault = error
@@ -231,17 +231,12 @@ def _steps(training: Training, theta: Iterable[Tensor], loss: Callable[[Tensor],
     Random numbers of a step (dropout) follow from the seed; torch's state from before comes back.
     """
     optimizer, batches = training.recipe.start(theta), training.steps
-    device = training.task.train.device
-    gpus = [device] if device.type == "cuda" else []
     to_training(training.network)
     for step, batch in enumerate(batches):
         yield step, optimizer
         for group in optimizer.param_groups:
             group["lr"] = training.recipe.rate(step, len(batches))
-        with torch.random.fork_rng(devices=gpus):
-            torch.default_generator.manual_seed(training.seed + step)
-            if gpus:
-                torch.cuda.manual_seed(training.seed + step)
+        with seeded(training.seed + step, training.task.train.device):
             optimizer.zero_grad()
             loss(batch).backward()
             optimizer.step()

@@ -2,7 +2,8 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
 from resource import RUSAGE_SELF, getrusage
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from tdalib.attributors import Method
+from tdalib.behaviour import Behaviour, check_same, named
 from tdalib.networks import State, copy_of
 from tdalib.removals import Removals
 from tdalib.result import DIMS, TRAIN_BLOCK
@@ -48,10 +50,19 @@ class Work:
     methods: dict[str, Method]
     options: dict[str, dict[str, Any]]
     device: str = "cpu"
+    expected: Behaviour = field(default_factory=dict)
 
     def prepared(self) -> "Work":
-        """The same work on its device; the network of one seed is built once, and copied from then on."""
+        """The same work on its device; the network of one seed is built once, and copied from then on.
+
+        Raises
+        ------
+        ValueError
+            The network does not give here what is expected of it.
+        """
         task, built = self.posterior.task.to(self.device), lru_cache(1)(self.posterior.build)
+        with exact_repeat():
+            check_same(built, task, self.posterior.members[0].init_seed, self.expected)
         posterior = replace(self.posterior, task=task, build=lambda task, seed: copy_of(built(task, seed)))
         return replace(self, posterior=posterior)
 
@@ -109,7 +120,7 @@ def draw_member(shared: Shared, k: int) -> tuple[int, list[State], np.ndarray]:
     with exact_repeat():
         draws = work.posterior.draws(k)
         loss = torch.stack([draw.losses(work.posterior.task.test) for draw in draws]).cpu().numpy()
-    _check_finite(loss.astype(np.float32), f"the test loss of member {k}")
+    check_finite(loss.astype(np.float32), f"the test loss of member {k}")
     return k, [State(draw.theta, draw.rest) for draw in draws], loss
 
 
@@ -125,8 +136,8 @@ def retrain(shared: Shared, unit: Unit, losses_at_theta: dict[int, np.ndarray]) 
 
 def losses_without(work: Work, member: int, name: str, removals: Removals) -> tuple[np.ndarray, np.ndarray | None]:
     """Test losses without what is removed, (draw, removal, test), and what to compare with if it is not the draw."""
-    method, posterior = work.methods[name], work.posterior
-    values = method.function(posterior, member, removals.weights(), **work.options[name])
+    method, posterior = work.methods[name], replace(work.posterior, task=work.posterior.task.copy())
+    values = method.function(posterior, member, removals.weights(), **deepcopy(work.options[name]))
     without, control = values if isinstance(values, tuple) else (values, None)
     draws, test = posterior.checkpoints, len(posterior.task.test)
     without = _array(method, without, [(draws, len(removals), test)])
@@ -152,7 +163,7 @@ def draws_of(posterior: Posterior, k: int, states: list[State]) -> list[Draw]:
 def estimated(work: Work, name: str, members: dict[int, list[Draw]]) -> dict[int, np.ndarray]:
     """τ of every removal for the draws of each member, (draw, removal, test), by a method's scope."""
     scope, posterior, count = work.methods[name].scope, work.posterior, work.posterior.checkpoints
-    copies = {k: [draw.copy() for draw in draws] for k, draws in members.items()}
+    copies = {k: [draw.copy() for draw in draws] for k, draws in members.items()}  # a method changes its own alone
     if scope == "posterior":
         whole = _asked(work, name, list(copies.values()), [(len(copies),), (len(copies) * count,)])
         parts = np.split(whole, len(copies))  # (1 or draw, removal, test) of each member
@@ -165,22 +176,24 @@ def estimated(work: Work, name: str, members: dict[int, list[Draw]]) -> dict[int
 
 def _asked(work: Work, name: str, seen: Any, leading: list[tuple]) -> np.ndarray:
     """τ of the removals, (*leading, removal, test), by a method that is shown what its scope sees."""
-    method, task, options, sets = work.methods[name], work.posterior.task, work.options[name], work.removals.sets
+    method, task, sets = work.methods[name], work.posterior.task.copy(), work.removals.sets
     if method.sets is None and not work.removals.single:
         raise ValueError(f"method {name!r} does not say what a set is to it: register it with sets")
-    removed = {"removed": sets} if method.sets == "own" else {}
+    removed = {"removed": deepcopy(sets)} if method.sets == "own" else {}
     rows = len(sets) if removed else len(task.train)
-    tau = method.function(seen, task, **removed, **options)
+    tau = method.function(seen, task, **removed, **deepcopy(work.options[name]))
     tau = _array(method, tau, [(*axes, rows, len(task.test)) for axes in leading])
     return tau if removed else np.stack([tau[..., of_set, :].sum(-2) for of_set in sets], -2)
 
 
 def _array(method: Method, values: Any, shapes: list[tuple]) -> np.ndarray:
     """What a method gave, as an array, if it has one of the shapes."""
+    what, needed = "losses" if method.scope == "retrain" else "τ", " or ".join(map(str, shapes))
     if not isinstance(values, torch.Tensor):
-        raise ValueError(f"{method.name} gave a {type(values).__name__} where a tensor is needed")
+        raise ValueError(f"method {method.name!r} gave a {type(values).__name__} where a tensor {needed} is needed")
+    if values.is_complex():
+        raise ValueError(f"method {method.name!r} gave complex {what}; they must be real numbers")
     if tuple(values.shape) not in shapes:
-        what, needed = "losses" if method.scope == "retrain" else "τ", " or ".join(map(str, shapes))
         raise ValueError(f"method {method.name!r} gave {what} of shape {tuple(values.shape)} where {needed} is needed")
     return values.detach().cpu().numpy()
 
@@ -190,12 +203,12 @@ def _chunks(work: Work, unit: Unit, member: int, variables: dict[str, np.ndarray
     for name, block in product(variables, unit.blocks):
         where = work.blocks[block]
         part = variables[name][:, where.start - first : where.stop - first].astype(np.float32, copy=False)
-        _check_finite(part, f"{name} of member {member} by {unit.method}")
+        check_finite(part, f"{name} of member {member} by {unit.method}")
         part = part[..., None] if name == "tau" else part
         yield name, work.chunk(name, member, block, unit.method), part
 
 
-def _check_finite(values: np.ndarray, what: str) -> None:
+def check_finite(values: np.ndarray, what: str) -> None:
     """NaN stands for "not computed" in a store, so it must not come from a computation."""
     if not np.isfinite(values).all():
         raise RuntimeError(f"{what} is not finite; if it diverged, a lower learning_rate or step_size helps")

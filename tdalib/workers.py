@@ -21,6 +21,7 @@ import torch
 from joblib.externals.loky.backend import resource_tracker
 
 from tdalib.networks import SlowerPath
+from tdalib.options import one_line
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -105,7 +106,7 @@ def _with_processes(work: Any, cleared: ExitStack) -> Shared:
     resource_tracker.register(folder, "folder")  # joblib's: it removes what is left where this process is killed
     cleared.callback(resource_tracker.unregister, folder, "folder")
     path = Path(folder) / "work"
-    path.write_bytes(cloudpickle.dumps(work))
+    path.write_bytes(_packed(work))
     return Shared(path=path)
 
 
@@ -115,11 +116,26 @@ def _with_cluster(work: Any, jobs: int, scheduler: str, cleared: ExitStack) -> S
     cluster = {"n_workers": jobs, "threads_per_worker": 1, "dashboard_address": None}
     where = cluster if scheduler == "local" else {"address": scheduler}
     shared = Shared()
-    plugin = type("Hand", (_Hand, WorkerPlugin), {})(shared.token, cloudpickle.dumps(work))
+    plugin = type("Hand", (_Hand, WorkerPlugin), {})(shared.token, _packed(work))
     client = cleared.enter_context(Client(**where))
     client.register_plugin(plugin, name=shared.token)
     cleared.callback(client.unregister_worker_plugin, shared.token)
     return shared
+
+
+def _packed(work: Any) -> bytes:
+    """The work as workers get it.
+
+    Raises
+    ------
+    ValueError
+        It cannot be sent.
+    """
+    try:
+        return cloudpickle.dumps(work)
+    except Exception as error:  # whatever a part of a network makes of it
+        remedy = "give the model as a function (task, seed) that makes it, or set workers: 1"
+        raise ValueError(f"the work cannot be sent to workers: {one_line(error)}; {remedy}") from None
 
 
 def _end_with(parent: int) -> None:
@@ -141,7 +157,8 @@ def _end_with(parent: int) -> None:
 def exact_repeat() -> Iterator[None]:
     """The same numbers every time: one torch thread, and on a GPU no TF32 and convolutions that repeat.
 
-    Sums are then taken in one order, whatever the number of workers. For the rest of the process, memory is kept: glibc
+    What this process has set otherwise, and workers would not know, does not count: default type, precision, autocast,
+    gradients switched off. Sums are then taken in one order, whatever the number of workers. For the rest of the process, memory is kept: glibc
     keeps blocks up to 32 MB for the next step, as given back to the system they cost a page fault each 4 kB. Measured
     for cnn2: a step takes 0.7 times as long, an evaluation 0.55 times.
     """
@@ -149,10 +166,22 @@ def exact_repeat() -> Iterator[None]:
         mallopt, trim_threshold, mmap_threshold = ctypes.CDLL(None).mallopt, -1, -3  # numbers of malloc.h
         mallopt(mmap_threshold, 32 << 20)
         mallopt(trim_threshold, 1 << 30)
-    before = torch.get_num_threads()
+    threads, floats = torch.get_num_threads(), torch.get_default_dtype()
+    precision = torch.get_float32_matmul_precision()
     torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float32)
+    torch.set_float32_matmul_precision("highest")
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        with (
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+            torch.autocast("cpu", enabled=False),
+            torch.enable_grad(),
+            warnings.catch_warnings(),
+        ):
+            for said in ("There is a performance drop", ".torch.jit.script. is deprecated"):  # by torch, of itself
+                warnings.filterwarnings("ignore", message=said)
             yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(floats)
+        torch.set_float32_matmul_precision(precision)

@@ -63,6 +63,10 @@ class Task:
         """The same task on another device, or with another type of its floats."""
         return replace(self, train=self.train.to(where), test=self.test.to(where))
 
+    def copy(self) -> "Task":
+        """The same task for one who may change what it holds."""
+        return replace(self, train=self.train.copy(), test=self.test.copy())
+
     def first(self, train: int | None = None, test: int | None = None) -> "Task":
         """The same task with its first train and test points alone; None: all of them."""
         return replace(self, train=self.train[:train], test=self.test[:test])

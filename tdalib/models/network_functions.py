@@ -1,16 +1,19 @@
 """The models by name: what every function (task, seed) → nn.Module gets, whoever wrote it."""
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial, wraps
 from math import gcd
 
+import numpy as np
 import torch
 from torch import nn
 
 from tdalib.data import Task
 from tdalib.networks import trainable
-from tdalib.options import Count
+from tdalib.options import Count, one_line
 from tdalib.registry import Registry
 
 MODELS = Registry("model")
@@ -19,8 +22,9 @@ MODELS = Registry("model")
 def register(name: str) -> Callable[[Callable], Callable]:
     """Decorator: make a function (task, seed, **options) → nn.Module known as `name`.
 
-    The function runs with torch's generator set to `seed` and set back afterwards, so ordinary PyTorch
-    initialisation is enough: the same seed gives the same weights and the caller's random state is untouched.
+    The function runs with the generators of torch, numpy and random set to `seed` and set back afterwards, so ordinary
+    initialisation is enough: the same seed gives the same weights and the caller's random state is untouched. What it
+    gives is copied, so it may be one network, made before, each time.
 
     Parameters that do not require gradients stay as they are, and attribution is over the others.
     """
@@ -30,25 +34,74 @@ def register(name: str) -> Callable[[Callable], Callable]:
 def _seeded(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     @wraps(function)
     def seeded(task: Task, seed: int, **options: object) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            network = function(task, seed, **options)
+        with _generators_at(seed):
+            given = function(task, seed, **options)
+        if not isinstance(given, nn.Module):
+            raise ValueError(f"the model's function gave a {type(given).__name__}; it must give an nn.Module")
+        if not trainable(given):
+            raise ValueError("the model has no parameter that requires a gradient; there is nothing to train")
+        network = _copied(given)
         norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         if any(norm.training or norm.running_mean is None for norm in norms):  # training leaves one in eval mode so
             raise ValueError(
                 "batch norm couples the points of a batch; return tdalib.models.with_group_norm(network), "
                 "or network.eval() to keep the statistics that it has"
             )
-        layout = torch.channels_last if getattr(task.x_train, "ndim", 0) == 4 else torch.preserve_format
-        return network.to(task.train.device, task.train.dtype, memory_format=layout)  # type: ignore[call-overload]
+        network = network.to(task.train.device, task.train.dtype)
+        return _laid_out(network, task.x_train) if getattr(task.x_train, "ndim", 0) == 4 else network
 
     return seeded
+
+
+@contextmanager
+def _generators_at(seed: int) -> Iterator[None]:
+    """The generators of torch, numpy and random at a seed, and floats of 32 bits by default; then all as it was."""
+    of_numpy, of_python, floats = np.random.get_state(), random.getstate(), torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 (of functions that others wrote)
+        random.seed(seed)
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            np.random.set_state(of_numpy)
+            random.setstate(of_python)
+            torch.set_default_dtype(floats)
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    """A copy, which nobody else trains."""
+    try:
+        return deepcopy(network)
+    except Exception as error:  # whatever a part of it makes of being copied
+        raise ValueError(f"the model cannot be copied, as every retraining needs: {one_line(error)}") from None
+
+
+def _laid_out(network: nn.Module, images: torch.Tensor) -> nn.Module:
+    """The network in the layout that is faster on CPUs, channels last, if it works in it; else as it is.
+
+    One that takes a view of what a convolution gives does not.
+    """
+    fast = deepcopy(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        with torch.no_grad():
+            fast.eval()(images[:1])
+    except Exception as error:  # other faults are told where the network is checked
+        if "view" in str(error):
+            network.register_forward_pre_hook(_contiguous)
+            return network
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _contiguous(_: nn.Module, arguments: tuple) -> tuple:
+    return tuple(x.contiguous() for x in arguments)
 
 
 def get(model: str | Callable | nn.Module, **options: object) -> Callable[[Task, int], nn.Module]:
     """The network function called so, or made of a function (task, seed) or of a network, with its options bound."""
     if isinstance(model, nn.Module):
-        function = _seeded(lambda task, seed: deepcopy(model))  # whatever the seed
+        function = _seeded(lambda task, seed: model)  # whatever the seed
     elif callable(model):
         function = model if getattr(model, "func", model) in MODELS.values() else _seeded(model)
     else:

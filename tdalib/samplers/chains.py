@@ -131,5 +131,5 @@ def potential_gradient(draw: Draw, theta: Theta, task: Task, batch: Tensor, weig
     points, of_kept = task.train[kept], weight[kept].to(task.train.device, task.train.dtype)
     loss = (of_kept * task.objective.loss(draw.outputs(live, points.inputs), points.targets)).sum()
     divisor = float(of_kept.sum()) if renormalise else len(batch)
-    gradients = torch.autograd.grad(loss * (n / divisor), list(live.values()))
+    gradients = torch.autograd.grad(loss * (n / divisor), list(live.values()), materialize_grads=True)
     return {name: g + decay * theta[name] for name, g in zip(theta, gradients, strict=True)}
