@@ -4,8 +4,9 @@ A network that fails here would give wrong numbers later, so it is refused. Its 
 that starts at 0 would hide the others.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,25 +66,7 @@ def check_network(build: Build, task: Task, seed: int) -> Behaviour:
     return {"outputs": given.double().cpu().numpy(), "outputs in training": in_training.double().cpu().numpy()}
 
 
-def check_same(build: Build, task: Task, seed: int, expected: Behaviour) -> None:
-    """Refuse a network that does not give here what it gave where the work began.
-
-    Raises
-    ------
-    ValueError
-        It gives other outputs.
-    """
-    some, _ = _few(task)
-    network = _shaken(build(task, seed))
-    found = {"outputs": _in_use(network, some), "outputs in training": _in_training(network, some, state_of(network))}
-    if other := [name for name, values in expected.items() if not _alike(torch.as_tensor(values), found[name].cpu())]:
-        raise ValueError(
-            f"the model's {other[0]} in a worker are not those in this process: it depends on something that workers "
-            "do not have (a setting, a module that was changed since); hand that to the model's function itself"
-        )
-
-
-def differs(before: dict[str, list], now: Behaviour) -> str | None:
+def differs(before: Mapping[str, Any], now: Behaviour) -> str | None:
     """The first name under which other numbers stand than before; only what both have is compared."""
     for name, values in now.items():
         if name in before and not _alike(torch.as_tensor(before[name]), torch.as_tensor(values)):

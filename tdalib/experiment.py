@@ -5,26 +5,23 @@ from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import joblib
 import pandas as pd
-import torch
 import xarray as xr
 from tqdm import tqdm
 
 from tdalib import attributors, removals, result, stats, store
-from tdalib.behaviour import Behaviour, check_network, named, same_start
+from tdalib.behaviour import Behaviour, same_start
 from tdalib.data import resolve
 from tdalib.options import Count, check
+from tdalib.plan import COLUMNS, measure, table
 from tdalib.samplers import Posterior
-from tdalib.units import Cost, Unit, Work, check_finite, draw_member, estimated, job, losses_without, measure
-from tdalib.workers import Device, exact_repeat, parallel, resolve_device
-
-COLUMNS = ["minutes", "peak memory of a worker (GB)", "disk (GB)"]  # of a plan
+from tdalib.units import Work, draw_member, job, probe
+from tdalib.workers import Device, Shared, check_scheduler, exact_repeat, parallel, resolve_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +71,7 @@ class Experiment:
         ValueError
             An unknown method, a value that a method refuses, a store that was made with other params.
         """
+        check_scheduler(self.scheduler)
         _ = self._behaviour
         if self.path is not None:
             store.check(resolve(self.path), self._empty)
@@ -91,13 +89,14 @@ class Experiment:
         """
         self.check()
         path = resolve(self.path) if self.path else Path("no store")
-        units, members = self._work.pending(partial(store.is_done, path))
+        work = replace(self._work, columns=store.columns(path, self._empty))
+        units, members = work.pending(partial(store.is_done, path))
         if not members:
             return pd.DataFrame(0.0, ["total"], COLUMNS)
-        with parallel(self._work, self._work.device, self.workers, self.scheduler) as (pool, shared):
+        with parallel(work, work.device, self.workers, self.scheduler) as (pool, shared):
             at_once = joblib.effective_n_jobs(self.workers or -1)
             measured = list(pool(joblib.delayed(measure)(shared) for _ in range(at_once)))
-        return _table(self._work, units, len(members), measured)
+        return table(work, units, len(members), measured)
 
     def run(self) -> xr.Dataset:
         """The result, computed where the store does not hold it yet.
@@ -131,32 +130,20 @@ class Experiment:
         return filled
 
     def _filled(self, path: Path) -> xr.Dataset:
-        """The result in the store at `path`, what was missing computed."""
-        units, members = self._work.pending(partial(store.is_done, path))
-        if members or store.missing(path, self._empty):
-            with store.held(path):
+        """What is asked for, from the store at `path`, what was missing computed."""
+        work = replace(self._work, columns=store.columns(path, self._empty), expected=self._behaviour)
+        is_done = partial(store.is_done, path)
+        if any(work.pending(is_done)) or not store.is_whole(path, self._empty):
+            with parallel(work, work.device, self.workers, self.scheduler) as (pool, shared), store.held(path):
                 store.create(path, self._empty)
                 try:
-                    self._compute(path, units, members)
+                    _compute(work, path, pool, shared)
                 except BrokenExecutor:
                     why = "a worker process was killed, perhaps for want of memory, which fewer workers save"
                     raise RuntimeError(f"store {path}: {why}; the same run goes on from here") from None
-        return store.open_result(path)
-
-    def _compute(self, path: Path, units: list[Unit], members: list[int]) -> None:
-        """Compute what is missing and write it, chunk by chunk."""
-        work = self._work
-        with parallel(work, work.device, self.workers, self.scheduler) as (pool, shared):
-            drawn = {}
-            sampling = (joblib.delayed(draw_member)(shared, k) for k in members)
-            for k, states, loss in tqdm(pool(sampling), desc="posterior", total=len(members), unit="member"):
-                drawn[k] = states, loss
-                if not store.is_done(path, "loss", at := work.chunk("loss", k)):
-                    store.write(path, "loss", at, loss)
-            jobs = (job(shared, unit, work.methods[unit.method], drawn) for unit in units)
-            for written in tqdm(pool(jobs), desc="attribution", total=len(units), unit="unit"):
-                for name, at, values in written:
-                    store.write(path, name, at, values)
+        whole = store.open_result(path)
+        asked = {"sample": slice(self._empty.sizes["sample"]), "method": [*map(work.columns.index, work.methods)]}
+        return whole if whole.sizes == self._empty.sizes and work.columns == [*work.methods] else whole.isel(asked)
 
     @cached_property
     def _work(self) -> Work:
@@ -177,32 +164,31 @@ class Experiment:
 
     @cached_property
     def _behaviour(self) -> Behaviour:
-        return _probe(self._work)
+        _check_start(self.posterior)
+        return probe(self._work)
 
     @cached_property
     def _empty(self) -> xr.Dataset:
         work = self._work
         asked = {"removals": self.removals, "methods": list(work.methods), "method_options": work.options}
         params = self.params or self.posterior.description() | asked  # those of one made without a params file
-        return result.template(work.posterior, work.removals, work.methods, params | {"device": work.device})
+        params |= {"device": work.device}
+        return result.template(work.posterior, work.removals, work.methods, params, self._behaviour)
 
 
-def _table(work: Work, units: list[Unit], members: int, measured: list[dict[str, Cost]]) -> pd.DataFrame:
-    """Minutes, memory and disk of the units by method, from what each of the workers measured for one member."""
-    timed = pd.concat([pd.DataFrame.from_dict(costs, "index", columns=Cost._fields) for costs in measured])
-    cost = timed.groupby(level=0, sort=False).agg({"seconds": "mean", "memory": "max"})
-    array = work.posterior.checkpoints * len(work.removals) * len(work.posterior.task.test) * 4 / 1e9  # GB of a member
-    turns, disk = {"posterior": float(ceil(members / len(measured)))}, {"posterior": 0.0}
-    for name, method in work.methods.items():
-        is_one_unit = method.scope == "posterior"  # of all members
-        blocks = sum(len(unit.blocks) for unit in units if unit.method == name)
-        share = blocks / len(work.blocks) * (len(work.posterior.members) if is_one_unit else 1)  # of members
-        turns[name] = share / (1 if is_one_unit else len(measured))
-        disk[name] = share * array * (2 if method.scope == "retrain" else 1)
-    columns = cost["seconds"] * pd.Series(turns) / 60, cost["memory"], pd.Series(disk)
-    table = pd.concat(columns, axis=1, keys=COLUMNS)
-    table.loc["total"] = table.agg(dict(zip(COLUMNS, ["sum", "max", "sum"], strict=True)))
-    return table
+def _compute(work: Work, path: Path, pool: joblib.Parallel, shared: Shared) -> None:
+    """Compute what the store lacks and write it, chunk by chunk."""
+    units, members = work.pending(partial(store.is_done, path))
+    drawn = {}
+    sampling = (joblib.delayed(draw_member)(shared, k) for k in members)
+    for k, states, loss in tqdm(pool(sampling), desc="posterior", total=len(members), unit="member"):
+        drawn[k] = states, loss
+        if not store.is_done(path, "loss", at := work.chunk("loss", k)):
+            store.write(path, "loss", at, loss)
+    jobs = (job(shared, unit, work.methods[unit.method], drawn) for unit in units)
+    for written in tqdm(pool(jobs), desc="attribution", total=len(units), unit="unit"):
+        for name, at, values in written:
+            store.write(path, name, at, values)
 
 
 def attribute(posterior: Posterior, methods: Sequence[str] | str, **asked: Any) -> xr.Dataset:
@@ -228,39 +214,6 @@ def accuracy(posterior: Posterior) -> xr.DataArray:
         right = [objective.correct(draw.all_outputs(test), test.targets) for draw in draws]
     shares = [each.double().mean().item() for each in right]
     return xr.DataArray(shares, result.provenance(posterior), "sample", name="accuracy")
-
-
-def _probe(work: Work) -> Behaviour:
-    """Run every method for real on two train points and two epochs: what cannot work fails here, before any work.
-
-    What the network and the methods give on these few points says what made a store.
-
-    Raises
-    ------
-    ValueError
-        A network that gives wrong numbers, a value that a method refuses, sets for one to which they mean nothing, or τ
-        of the wrong shape.
-    """
-    posterior, task = work.posterior, work.posterior.task.first(train=2, test=1)
-    kept = min(2, posterior.checkpoints)
-    recipe = replace(posterior.recipe, epochs=kept) if posterior.recipe else None
-    one = replace(posterior, task=task, recipe=recipe, checkpoints=kept, members=posterior.members[:1])
-    few = removals.from_spec(None if work.removals.single else {"sets": [[0], []]}, task.train)
-    with exact_repeat():
-        found = check_network(posterior.build, posterior.task.to(work.device), one.members[0].init_seed)
-        _check_start(posterior)
-        small = replace(work, posterior=one, removals=few).prepared()
-        draws = small.posterior.draws(0)
-        found["losses"] = torch.stack([draw.losses(small.posterior.task.test) for draw in draws]).cpu().numpy()
-        check_finite(found["losses"], "the test loss after two steps")
-        for name, method in small.methods.items():
-            with named(f"method {name!r}"):
-                if method.scope == "retrain":
-                    found[name], _ = losses_without(small, 0, name, few)
-                else:
-                    found[name] = estimated(small, name, {0: draws})[0]
-                check_finite(found[name], f"what method {name!r} gives")
-    return found
 
 
 def _check_start(posterior: Posterior) -> None:

@@ -1,15 +1,19 @@
 """The labelled result: its dims, coordinates and attributes, and how it lies in chunks."""
 
 import json
+import platform
 import subprocess
 from datetime import UTC, datetime
+from hashlib import sha256
 from importlib.metadata import version
 
 import dask.array
 import numpy as np
+import torch
 import xarray as xr
 
 from tdalib.attributors import Method
+from tdalib.behaviour import Behaviour
 from tdalib.data import ROOT
 from tdalib.removals import Removals
 from tdalib.samplers import Posterior
@@ -24,13 +28,21 @@ SIGN = "tau > 0: the train point helps; removing it raises the loss at the test 
 PACKAGES = ("torch", "torchvision", "transformers", "peft", "numpy", "scipy", "xarray", "zarr")
 
 
-def template(posterior: Posterior, removals: Removals, methods: dict[str, Method], params: dict) -> xr.Dataset:
+def template(
+    posterior: Posterior,
+    removals: Removals,
+    methods: dict[str, Method],
+    params: dict,
+    behaviour: Behaviour | None = None,
+) -> xr.Dataset:
     """The labelled, empty result: the one place that owns dims, coordinates and attributes.
 
     Parameters
     ----------
     params : dict
         What the result depends on; a store made with other params is refused.
+    behaviour : dict, optional
+        What network and methods give on a few points; a store that was made with others is refused too.
 
     Returns
     -------
@@ -45,48 +57,78 @@ def template(posterior: Posterior, removals: Removals, methods: dict[str, Method
         **_labels("test", task.test.labels),
         "method": ("method", np.array(list(methods), dtype=object)),
     }
-    sizes = {"train": len(removals), **xr.Dataset(coords=coords).sizes}
-    chunk = {"sample": kept, "train": min(TRAIN_BLOCK, sizes["train"]), "test": sizes["test"], "method": 1}
-
-    def empty(name: str, **attrs: str) -> tuple:
-        shape, chunks = ([of[dim] for dim in DIMS[name]] for of in (sizes, chunk))
-        return DIMS[name], dask.array.full(shape, np.nan, dtype=np.float32, chunks=chunks), attrs
-
-    units = json.dumps({name: method.unit.replace("{loss}", unit) for name, method in methods.items()})
-    variables = {
-        "tau": empty("tau", long_name="attribution", units=units, sign=SIGN),
-        "loss": empty("loss", long_name="test loss at θ", units=unit),
+    points = len(removals), len(task.test)
+    attrs = {
+        "tau": {"long_name": "attribution", "units": _units(methods, unit), "sign": SIGN},
+        "loss": {"long_name": "test loss at θ", "units": unit},
     }
     if any(method.scope == "retrain" for method in methods.values()):
-        without = "test loss at θ without the train point"
-        variables["loss_without"] = empty("loss_without", long_name=without, units=unit)
+        attrs["loss_without"] = {"long_name": "test loss at θ without the train point", "units": unit}
+    variables = unfilled(attrs, len(posterior.members), kept, *points, len(methods))
     if not removals.single:
         variables["removed"] = ("train", "point"), removals.removed()
         coords["size"] = ("train", np.array([len(points) for points in removals.sets]))
         coords |= _labels("point", task.train.labels)
-    attrs = {
+    facts = {
         "sign": SIGN,
-        "units": units,
+        "units": _units(methods, unit),
         "params": json.dumps(params, sort_keys=True, default=lambda value: np.asarray(value).tolist()),
         "data_sha256": task.fingerprint(),
         "model_sha256": posterior.fingerprint(),
+        "labels_sha256": _digest(coords),
+        "behaviour": json.dumps({name: values.tolist() for name, values in (behaviour or {}).items()}),
+        "seeds": json.dumps([[m.init_seed, m.batch_seed] for m in posterior.members]),
+        "scopes": json.dumps({name: method.scope for name, method in methods.items()}),
         "renormalise": int(removals.renormalise),  # 1: batches are divided by their kept weight
-        "versions": json.dumps({"tdalib": version("tdalib")} | {name: version(name) for name in PACKAGES}),
+        "versions": json.dumps(_versions()),
         "git_revision": _revision(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return xr.Dataset(variables, coords, attrs)
+    return xr.Dataset(variables, coords, facts)
+
+
+def unfilled(attrs: dict[str, dict], members: int, kept: int, train: int, test: int, methods: int) -> dict[str, tuple]:
+    """Variables of a result in which nothing is computed yet, by the attributes of each: float32, NaN, lazy.
+
+    A chunk holds one member's `kept` draws, TRAIN_BLOCK removals, all test points, and one method.
+    """
+    sizes = {"sample": members * kept, "train": train, "test": test, "method": methods}
+    chunk = {"sample": kept, "train": min(TRAIN_BLOCK, train), "test": test, "method": 1}
+
+    def empty(name: str) -> dask.array.Array:
+        shape, chunks = ([of[dim] for dim in DIMS[name]] for of in (sizes, chunk))
+        return dask.array.full(shape, np.nan, dtype=np.float32, chunks=chunks)
+
+    return {name: (DIMS[name], empty(name), of_name) for name, of_name in attrs.items()}
 
 
 def provenance(posterior: Posterior) -> dict:
     """The coordinates of `sample`: where each draw comes from."""
-    names = "member", "checkpoint", "init_seed", "batch_seed"
-    draws = [(m.index, number, m.init_seed, m.batch_seed) for m in posterior.members for number in posterior.numbers]
+    names = "member", "checkpoint", "init_seed", "batch_seed", "data_id"
+    data = int(posterior.task.fingerprint()[:8], 16)  # draws of other data tell themselves apart
+    draws = [(m.index, k, m.init_seed, m.batch_seed, data) for m in posterior.members for k in posterior.numbers]
     return {name: ("sample", values) for name, values in zip(names, np.transpose(draws), strict=True)}
 
 
 def _labels(prefix: str, labels: dict[str, np.ndarray]) -> dict:
     return {f"{prefix}_{name}": (prefix, values) for name, values in labels.items()}
+
+
+def _units(methods: dict[str, Method], unit: str) -> str:
+    return json.dumps({name: method.unit.replace("{loss}", unit) for name, method in methods.items()})
+
+
+def _digest(coords: dict[str, tuple]) -> str:
+    """SHA-256 over what is known of the points: all coordinates but those of draws and methods."""
+    of_points = {name: values for name, (dim, values) in coords.items() if dim not in ("sample", "method")}
+    said = {name: [str(value) for value in values] for name, values in sorted(of_points.items())}
+    return sha256(json.dumps(said).encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages, and of the processor: its instructions decide in which order numbers are summed."""
+    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return {"tdalib": version("tdalib")} | {name: version(name) for name in PACKAGES} | {"cpu": cpu}
 
 
 def _revision() -> str:

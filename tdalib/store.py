@@ -1,7 +1,7 @@
 """The result on disk: one xarray Dataset in Zarr, in which a chunk is a finished unit of work."""
 
 import errno
-import json
+import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -9,49 +9,99 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import xarray as xr
 import zarr
 from filelock import FileLock, Timeout
 from zarr.codecs import Crc32cCodec, ZstdCodec
-from zarr.storage import LocalStore
 
+from tdalib import checksums, identity
 from tdalib.data import resolve
-
-# params that older stores lack, as they were then
-SINCE: dict[str, Any] = {"objective": None, "model_options": {}, "optimizer": "adam", "momentum": 0.0, "removals": None}
 
 
 def create(path: Path, empty: xr.Dataset) -> None:
-    """Lay out a store at `path`; one that is there already is kept if it was made with the same params and data.
+    """Lay out a store at `path`, or let the one there grow by the members and methods that it lacks.
 
     Raises
     ------
     ValueError
-        The store was made with other params or other data, or `path` is something else.
+        The store was made with other params, data or code, or `path` is something else.
     OSError
-        The disk is full.
+        The disk is full, or nothing can be written there.
     """
     check(path, empty)
-    if path.exists():
-        for name in missing(path, empty):
-            write(path, name, (0,) * empty[name].ndim, empty[name].values)
+    if not path.exists():
+        with _drafted(path, empty) as draft, _writing(path):
+            draft.rename(path)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
+    made = _made(path)
+    identity.note_versions(path, made, identity.read(empty.attrs))
+    wanted = identity.together(made, empty)
+    if identity.grows(made, identity.read(empty.attrs)):
+        with _drafted(path, wanted) as draft, _writing(path):
+            _grow(path, draft, made)
+    for name in missing(path, wanted):
+        write(path, name, (0,) * wanted[name].ndim, wanted[name].values)
+    checksums.copy_metadata(path)
+
+
+@contextmanager
+def _drafted(path: Path, empty: xr.Dataset) -> Iterator[Path]:
+    """A folder beside `path` with the empty store, which is gone afterwards."""
     codecs = {"compressors": (ZstdCodec(), Crc32cCodec()), "write_empty_chunks": True}
     encoding = {name: codecs | {"fill_value": np.nan} for name in empty.data_vars}
     encoding |= {name: codecs | {"chunks": empty[name].shape} for name in stored_at_once(empty)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.tdalib-draft")
+    shutil.rmtree(draft, ignore_errors=True)
     try:
-        with _full_disk_named(path), warnings.catch_warnings():
+        with _writing(path), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata")  # xr.open_zarr asks for it all the same
             empty.to_zarr(draft, compute=False, zarr_format=3, encoding=encoding)
-        _check_fill(draft)
-        draft.rename(path)
+            _check_fill(draft)
+            checksums.copy_metadata(draft)
+        yield draft
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _grow(path: Path, draft: Path, made: identity.Made) -> None:
+    """Put the layout of a draft in the place of a smaller one, whose chunks stay; killed halfway, it is done again.
+
+    The root's metadata, which say how all is read, change in one moment. Coordinates are missing around it, so that
+    nothing is read by a layout that does not fit.
+    """
+    (path / checksums.COPY).unlink(missing_ok=True)  # it would not fit for a moment
+    if len(identity.seeds(_made(draft))) > len(identity.seeds(made)):
+        for name in identity.of_all_members(made):  # of fewer members
+            column = identity.methods(made).index(name)
+            for chunk in path.glob(f"tau/c/*/*/*/{column}"):
+                chunk.unlink()
+    arrays = [folder.name for folder in draft.iterdir() if folder.is_dir()]
+    at_once = [name for name in arrays if (draft / name / "c").exists()]
+    for name in at_once:
+        shutil.rmtree(path / name / "c", ignore_errors=True)
+    for name in arrays:
+        (path / name).mkdir(exist_ok=True)
+        (draft / name / "zarr.json").replace(path / name / "zarr.json")
+    (draft / "zarr.json").replace(path / "zarr.json")
+    for name in at_once:
+        (draft / name / "c").replace(path / name / "c")
+
+
+def columns(path: Path, empty: xr.Dataset) -> list[str]:
+    """The methods in the order that they have, or will have, in the store."""
+    return list((identity.together(_made(path), empty) if path.exists() else empty).method.values)
+
+
+def is_whole(path: Path, empty: xr.Dataset) -> bool:
+    """Whether there is a store that is laid out for all that is asked for."""
+    return path.exists() and not identity.grows(_made(path), identity.read(empty.attrs)) and not missing(path, empty)
+
+
+def _made(path: Path) -> identity.Made:
+    """What made the store at `path`, from its attributes."""
+    return identity.read(zarr.open_group(path, mode="r").attrs)
 
 
 @contextmanager
@@ -64,9 +114,12 @@ def held(path: Path) -> Iterator[None]:
         Another run holds it.
     """
     path = path.resolve()  # one lock, whatever links lead here
-    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.with_name(f".{path.name}.lock")
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
     try:
-        lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0).acquire()
+        lock = FileLock(file, timeout=0).acquire()
     except Timeout:
         raise ValueError(f"store {path} is being written by another run; wait for it or choose another store") from None
     with lock:
@@ -76,27 +129,22 @@ def held(path: Path) -> Iterator[None]:
 
 
 def check(path: Path, empty: xr.Dataset) -> None:
-    """Refuse a place where no store can lie, or one made with other params or other data, naming what differs."""
+    """Refuse a place where no store can lie, or one made with other params, data or code, naming what differs."""
     blocked = [parent for parent in path.parents if parent.exists() and not parent.is_dir()]
     if blocked:
         raise ValueError(f"store {path}: {blocked[0]} is a file; choose another place")
+    ground = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not os.access(ground, os.W_OK):
+        raise ValueError(f"store {path}: nothing can be written in {ground}; choose another place")
     if not path.exists():
         return
+    _check_metadata(path)
     try:
-        made: Any = zarr.open_group(path, mode="r").attrs
-        before = SINCE | json.loads(made["params"])
+        made = _made(path)
     except Exception:  # zarr raises what the content makes it raise
         raise ValueError(f"store {path} exists and is not a tdalib store; choose another") from None
-    params = SINCE | json.loads(empty.attrs["params"])
-    for key in sorted(before.keys() | params.keys()):
-        was, now = before.get(key), params.get(key)
-        if was != now:
-            raise ValueError(f"store {path} was made with {key}: {was}, not {now}; choose another store")
-    if is_done(path, "removed", (0, 0)) and not np.array_equal(xr.open_zarr(path)["removed"], empty["removed"]):
-        raise ValueError(f"store {path} was made with other removals; choose another store")
-    for fact, other in {"data_sha256": "other points or targets", "model_sha256": "another model or backbone"}.items():
-        if empty.attrs[fact] != made[fact]:
-            raise ValueError(f"store {path} was made with {other}; choose another store")
+    if other := identity.difference(made, identity.read(empty.attrs)):
+        raise ValueError(f"store {path} was made with {other}; choose another store")
 
 
 def open_result(path: Path | str) -> xr.Dataset:
@@ -114,11 +162,18 @@ def open_result(path: Path | str) -> xr.Dataset:
         raise FileNotFoundError(f"no store at {path}; make one: python -m tdalib.run params/{path.stem}.yaml")
     if not (path / "zarr.json").is_file():
         raise ValueError(f"{path} is a folder, but not a tdalib store")
+    _check_metadata(path)
     _check_fill(path)
-    result = xr.open_zarr(_Verified(path, read_only=True))
+    result = xr.open_zarr(checksums.Verified(path, read_only=True))
     for name in missing(path, result):
         raise ValueError(f"store {path} lacks its {name}; the run that made the store writes it again")
     return result.assign_coords(result.coords.to_dataset().load().coords)
+
+
+def _check_metadata(path: Path) -> None:
+    """Refuse a store whose metadata are not those that were written."""
+    for name in checksums.damaged_metadata(path):
+        raise ValueError(f"{name} of store {path} is damaged; tdalib.store.repair restores it")
 
 
 def _check_fill(path: Path) -> None:
@@ -137,7 +192,7 @@ def write(path: Path, name: str, chunk: tuple[int, ...], values: np.ndarray) -> 
     OSError
         The disk is full. The store stays valid, and the same run goes on from here.
     """
-    with zarr.config.set({"array.write_empty_chunks": True}), _full_disk_named(path):
+    with zarr.config.set({"array.write_empty_chunks": True}), _writing(path):
         zarr.open_group(path, mode="r+")[name].blocks[chunk] = values  # type: ignore[union-attr]
 
 
@@ -147,50 +202,41 @@ def is_done(path: Path, name: str, chunk: tuple[int, ...]) -> bool:
 
 
 def damaged(path: Path | str) -> list[str]:
-    """The chunks whose bytes are not those that were written, by their checksum; all of the store is read."""
-    path = resolve(path)
-    files = sorted(file for file in path.glob("*/c/**/*") if file.is_file() and file.suffix != ".partial")
-    return [file.relative_to(path).as_posix() for file in files if not _is_intact(file.read_bytes())]
+    """The chunks and metadata whose bytes are not those that were written, by their checksum; all is read."""
+    return checksums.damaged_metadata(resolve(path)) + checksums.damaged_chunks(resolve(path))
 
 
 def repair(path: Path | str) -> list[str]:
-    """Remove the damaged chunks, so that the run which made the store computes them again; returns their names."""
-    with held(resolve(path)):
-        names = damaged(path)
-        for name in names:
-            (resolve(path) / name).unlink()
+    """Restore damaged metadata and remove damaged chunks; returns their names.
+
+    The run which made the store computes the chunks again.
+    """
+    path = resolve(path)
+    with held(path):
+        names = checksums.restore_metadata(path)
+        for name in checksums.damaged_chunks(path):
+            (path / name).unlink()
+            names.append(name)
     return names
 
 
-class _Verified(LocalStore):
-    """A store that says which chunk is damaged; zarr's checksum codec knows no names."""
-
-    async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
-        return self._verified(key, await super().get(key, prototype, byte_range))
-
-    def get_sync(self, key: str, **options: Any) -> Any:
-        return self._verified(key, super().get_sync(key, **options))
-
-    def _verified(self, key: str, value: Any) -> Any:
-        if value is not None and "/c/" in key and not _is_intact(value.to_bytes()):
-            remedy = "tdalib.store.repair removes it, and the run that made the store computes it again"
-            raise ValueError(f"chunk {key} of {self.root} is damaged; {remedy}")
-        return value
-
-
-def _is_intact(content: bytes) -> bool:
-    """Whether the last four bytes are the crc32c of the rest."""
-    return len(content) > 4 and google_crc32c.value(content[:-4]) == int.from_bytes(content[-4:], "little")
-
-
 @contextmanager
-def _full_disk_named(path: Path) -> Iterator[None]:
+def _writing(path: Path) -> Iterator[None]:
+    """Where something is written: what the system refuses is one sentence.
+
+    Raises
+    ------
+    OSError
+        The disk is full, or nothing can be written there.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise OSError(f"store {path}: the disk is full; make room, and the same run goes on from here") from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            why = "the disk is full; make room, and the same run goes on from here"
+        else:
+            why = f"it cannot be written ({error.strerror or error}); choose another place"
+        raise OSError(f"store {path}: {why}") from None
 
 
 def missing(path: Path, result: xr.Dataset) -> list[str]:

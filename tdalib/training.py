@@ -12,7 +12,18 @@ from torch.func import vmap
 from torch.optim import Optimizer
 
 from tdalib.data import Inputs, Task, chosen
-from tdalib.networks import State, Theta, forward, forward_at, say_slower, seeded, set_state, state_of, to_training, trainable
+from tdalib.networks import (
+    State,
+    Theta,
+    forward,
+    forward_at,
+    say_slower,
+    seeded,
+    set_state,
+    state_of,
+    to_training,
+    trainable,
+)
 from tdalib.options import Count, Fraction, NonNegative, Positive, check_fields
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}

@@ -1,13 +1,13 @@
 """Units of work: what one process computes in one go, from a shared description of the work and θ."""
 
-import sys
-from collections.abc import Callable, Iterator
+import os
+import platform
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
-from resource import RUSAGE_SELF, getrusage
-from time import perf_counter
 from typing import Any, NamedTuple
 
 import joblib
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from tdalib.attributors import Method
-from tdalib.behaviour import Behaviour, check_same, named
-from tdalib.networks import State, copy_of
-from tdalib.removals import Removals
+from tdalib.behaviour import Behaviour, check_network, differs, named
+from tdalib.networks import SlowerPath, State, copy_of
+from tdalib.removals import Removals, from_spec
 from tdalib.result import DIMS, TRAIN_BLOCK
 from tdalib.samplers import Draw, Posterior, Run
 from tdalib.workers import Shared, exact_repeat
@@ -26,19 +26,16 @@ Written = list[tuple[str, tuple[int, ...], np.ndarray]]  # variable, chunk, valu
 IsDone = Callable[[str, tuple[int, ...]], bool]  # (variable, chunk)
 
 
-class Cost(NamedTuple):
-    """Seconds of work, and GB: the most that its process, or the GPU, has held until then."""
-
-    seconds: float
-    memory: float
-
-
 class Unit(NamedTuple):
     """What is computed in one go by one method: some blocks of removals of one member, or of all (None)."""
 
     member: int | None
     method: str
     blocks: list[int]
+
+
+def _this_process() -> str:
+    return f"{platform.node()} {os.getpid()}"
 
 
 @dataclass(frozen=True)
@@ -50,21 +47,33 @@ class Work:
     methods: dict[str, Method]
     options: dict[str, dict[str, Any]]
     device: str = "cpu"
+    columns: Sequence[str] = ()
     expected: Behaviour = field(default_factory=dict)
+    origin: str = field(default_factory=_this_process)
 
     def prepared(self) -> "Work":
-        """The same work on its device; the network of one seed is built once, and copied from then on.
+        """The same work on its device; the network of one seed is built once, and copied from then on."""
+        task, built = self.posterior.task.to(self.device), lru_cache(1)(self.posterior.build)
+        posterior = replace(self.posterior, task=task, build=lambda task, seed: copy_of(built(task, seed)))
+        return replace(self, posterior=posterior)
+
+    def received(self) -> "Work":
+        """The same work prepared, where another process gives the same numbers on a few points as its origin.
 
         Raises
         ------
         ValueError
-            The network does not give here what is expected of it.
+            It does not.
         """
-        task, built = self.posterior.task.to(self.device), lru_cache(1)(self.posterior.build)
-        with exact_repeat():
-            check_same(built, task, self.posterior.members[0].init_seed, self.expected)
-        posterior = replace(self.posterior, task=task, build=lambda task, seed: copy_of(built(task, seed)))
-        return replace(self, posterior=posterior)
+        if self.expected and self.origin != _this_process():
+            with warnings.catch_warnings(action="ignore", category=SlowerPath):  # notice was given
+                other = differs(self.expected, probe(self))
+            if other:
+                raise ValueError(
+                    f"in a worker the {other} of a few points are others than in this process: they depend on something "
+                    "that workers do not have (a setting, a module that was changed since); hand it to the function"
+                )
+        return self.prepared()
 
     @property
     def blocks(self) -> list[slice]:
@@ -74,7 +83,7 @@ class Work:
 
     def chunk(self, name: str, member: int, block: int = 0, method: str | None = None) -> tuple[int, ...]:
         """Where a chunk of a variable lies, counted along each of its dims."""
-        column = list(self.methods).index(method) if method else 0
+        column = list(self.columns or self.methods).index(method) if method else 0
         place = {"sample": member, "train": block, "test": 0, "method": column}
         return tuple(place[dim] for dim in DIMS[name])
 
@@ -107,6 +116,39 @@ class Work:
         return {block for name, block in chunks if not is_done(name, self.chunk(name, member, block, method))}
 
 
+def probe(work: Work) -> Behaviour:
+    """What the network and every method give on a few points: run for real on two train points, for two epochs.
+
+    What cannot work fails here, before any work; and the numbers tell changed code from that which made a store.
+
+    Raises
+    ------
+    ValueError
+        A network that would give wrong numbers, a value that a method refuses, sets for one to which they mean nothing,
+        or τ of the wrong shape.
+    """
+    posterior, task = work.posterior, work.posterior.task.first(train=2, test=1)
+    kept = min(2, posterior.checkpoints)
+    recipe = replace(posterior.recipe, epochs=kept) if posterior.recipe else None
+    one = replace(posterior, task=task, recipe=recipe, checkpoints=kept, members=posterior.members[:1])
+    few = from_spec(None if work.removals.single else {"sets": [[0], []]}, task.train)
+    with exact_repeat():
+        found = check_network(posterior.build, posterior.task.to(work.device), one.members[0].init_seed)
+        small = replace(work, posterior=one, removals=few).prepared()
+        draws = small.posterior.draws(0)
+        found["losses"] = torch.stack([draw.losses(small.posterior.task.test) for draw in draws]).cpu().numpy()
+        check_finite(found["losses"], "the test loss after two steps")
+        for name, method in small.methods.items():
+            with named(f"method {name!r}"):
+                if method.scope == "retrain":
+                    values, _ = losses_without(small, 0, name, few)
+                else:
+                    values = estimated(small, name, {0: draws})[0]
+                check_finite(values, f"what method {name!r} gives")
+            found[f"numbers by {name}"] = values
+    return found
+
+
 def job(shared: Shared, unit: Unit, method: Method, drawn: dict[int, tuple[list[State], np.ndarray]]) -> tuple:
     """The unit as a joblib job that carries θ, or losses at θ, of its members, and no network nor points."""
     members = sorted(drawn) if unit.member is None else [unit.member]
@@ -116,7 +158,7 @@ def job(shared: Shared, unit: Unit, method: Method, drawn: dict[int, tuple[list[
 
 def draw_member(shared: Shared, k: int) -> tuple[int, list[State], np.ndarray]:
     """Member k: the states of its draws, and their test losses, (draw, test)."""
-    work = shared.get(Work.prepared)
+    work = shared.get(Work.received)
     with exact_repeat():
         draws = work.posterior.draws(k)
         loss = torch.stack([draw.losses(work.posterior.task.test) for draw in draws]).cpu().numpy()
@@ -126,7 +168,7 @@ def draw_member(shared: Shared, k: int) -> tuple[int, list[State], np.ndarray]:
 
 def retrain(shared: Shared, unit: Unit, losses_at_theta: dict[int, np.ndarray]) -> Written:
     """The chunks of a unit of retrainings, of blocks next to each other."""
-    work, (member,) = shared.get(Work.prepared), losses_at_theta  # of one member
+    work, (member,) = shared.get(Work.received), losses_at_theta  # of one member
     first, last = work.blocks[unit.blocks[0]].start, work.blocks[unit.blocks[-1]].stop
     with exact_repeat():
         without, control = losses_without(work, member, unit.method, work.removals[first:last])
@@ -146,7 +188,7 @@ def losses_without(work: Work, member: int, name: str, removals: Removals) -> tu
 
 def estimate(shared: Shared, unit: Unit, states: dict[int, list[State]]) -> Written:
     """The chunks of a unit of estimates, from the states of the draws of its members."""
-    work = shared.get(Work.prepared)
+    work = shared.get(Work.received)
     with exact_repeat():
         members = {k: draws_of(work.posterior, k, held) for k, held in states.items()}
         tau = estimated(work, unit.method, members)
@@ -212,39 +254,3 @@ def check_finite(values: np.ndarray, what: str) -> None:
     """NaN stands for "not computed" in a store, so it must not come from a computation."""
     if not np.isfinite(values).all():
         raise RuntimeError(f"{what} is not finite; if it diverged, a lower learning_rate or step_size helps")
-
-
-def measure(shared: Shared) -> dict[str, Cost]:
-    """The cost of one member, by method, from timing a little of the real work; "posterior" is that of its draws.
-
-    Timed are a member's draws, one retraining or stack of them, and the estimates at one draw, or at all its draws for
-    a method that sees them together.
-    """
-    work = shared.get(Work.prepared)
-    (_, states, _), cost = timed(draw_member, shared, 0)
-    costs = {"posterior": cost}
-    with exact_repeat():
-        draws = draws_of(work.posterior, 0, states)
-        for name, method in work.methods.items():
-            if method.scope == "retrain":
-                some = work.removals[: work.posterior.stacked]
-                _, cost = timed(losses_without, work, 0, name, some)
-                share = len(some) / len(work.removals)
-            else:
-                seen = draws[:1] if method.scope == "draw" else draws
-                _, cost = timed(estimated, work, name, {0: seen})
-                share = len(seen) / len(draws)
-            costs[name] = Cost(cost.seconds / share, cost.memory)
-    return costs
-
-
-def timed(call: Callable, *arguments: Any) -> tuple[Any, Cost]:
-    """What a call gives, and its cost."""
-    start = perf_counter()
-    value = call(*arguments)
-    seconds = perf_counter() - start
-    if torch.cuda.is_initialized():
-        peak = torch.cuda.max_memory_reserved()
-    else:
-        peak = getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return value, Cost(seconds, peak / 1e9)

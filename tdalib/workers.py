@@ -4,6 +4,8 @@ import ctypes
 import os
 import pickle
 import platform
+import socket
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -73,6 +75,29 @@ def resolve_device(device: Device, scheduler: str | None = None) -> str:
         why = "a scheduler's workers compute on CPUs" if scheduler else "no such GPU is to be had here"
         raise ValueError(f"device: cuda is not possible, {why}; choose auto or cpu")
     return ("cuda" if usable else "cpu") if device == "auto" else device
+
+
+def check_scheduler(scheduler: str | None) -> None:
+    """Refuse a dask scheduler that nothing can be sent to.
+
+    Raises
+    ------
+    ValueError
+        Nothing answers there; or "local", which starts Python anew, in a script that its workers would run again.
+    """
+    if scheduler == "local":
+        script = getattr(sys.modules["__main__"], "__file__", None)
+        if script and "__main__" not in Path(script).read_text(encoding="utf-8", errors="ignore"):
+            remedy = 'put what it does under `if __name__ == "__main__":`'
+            raise ValueError(f"scheduler: local starts workers that run {script} again; {remedy}")
+    elif scheduler is not None:
+        host, _, port = scheduler.rpartition("://")[2].rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"scheduler: nothing answers at {scheduler} ({error}); start it, or choose local"
+            ) from None
 
 
 @contextmanager

@@ -206,8 +206,9 @@ def test_other_params_are_refused_by_name(posterior, finished):
     other = deep_ensemble("cnn2", posterior.task, Recipe(epochs=2, batch_size=5), members=2, checkpoints=2)
     with pytest.raises(ValueError, match="made with batch_size: 4, not 5"):
         attribute(other, METHODS, path=finished)
-    with pytest.raises(ValueError, match="made with methods"):
-        attribute(posterior, METHODS[::-1], path=finished)  # the same chunks would mean other methods
+    turned = attribute(posterior, METHODS[::-1], path=finished)
+    assert [*turned.method.values] == METHODS[::-1]  # no chunk means another method
+    np.testing.assert_array_equal(turned.tau[..., 0], store.open_result(finished).tau[..., -1])
     task = data.load("mnist3", train_per_class=2, test_per_class=2, seed=1)
     moved = deep_ensemble("cnn2", task, Recipe(epochs=2, batch_size=4), members=2, checkpoints=2)
     with pytest.raises(ValueError, match="other points or targets"):
@@ -258,7 +259,7 @@ def test_own_attributor_is_one_decorator(posterior):
         return draw.model(task.x_train)[:, :1] * draw.model(task.x_test)[:, 0]
 
     assert attribute(posterior, "logit", workers=1).tau.shape == (4, 6, 6, 1)
-    with pytest.raises(ValueError, match="listed gave a ndarray where a tensor is needed"):
+    with pytest.raises(ValueError, match="'listed' gave a ndarray where a tensor .* is needed"):
         attribute(posterior, ["listed"])
     with pytest.raises(ValueError, match=r"'transposed' gave τ of shape \(1, 2\) where \(2, 1\) is needed"):
         attribute(posterior, ["transposed"])
@@ -302,7 +303,9 @@ def test_one_train_point_is_enough():
 
 
 def test_diverged_training_is_an_error_not_a_gap(digits, tmp_path):
-    wild = deep_ensemble("cnn2", digits, Recipe(epochs=3, learning_rate=1e30), members=1, checkpoints=1)
+    wild = deep_ensemble(
+        "cnn2", digits, Recipe(epochs=30, learning_rate=1e5, optimizer="sgd"), members=1, checkpoints=1
+    )
     with pytest.raises(RuntimeError, match="test loss of member 0 is not finite"):
         attribute(wild, ["loo"], path=tmp_path / "wild.zarr", workers=1)
     assert not xr.open_zarr(tmp_path / "wild.zarr").tau.notnull().any()

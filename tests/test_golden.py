@@ -16,7 +16,7 @@ TOLERANCE = 2e-3  # of the largest |τ| of a method: what rounding grows to in a
 
 
 @pytest.mark.filterwarnings("ignore:.*too few to judge")
-@pytest.mark.filterwarnings("ignore:.*have not converged")
+@pytest.mark.filterwarnings("ignore:.*has not converged")
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in NAMES])
 def test_tau_is_what_it_was(name):
     params = Params.read(ROOT / "params" / f"{name}.yaml")

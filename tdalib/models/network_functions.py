@@ -56,16 +56,17 @@ def _seeded(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 @contextmanager
 def _generators_at(seed: int) -> Iterator[None]:
     """The generators of torch, numpy and random at a seed, and floats of 32 bits by default; then all as it was."""
-    of_numpy, of_python, floats = np.random.get_state(), random.getstate(), torch.get_default_dtype()
+    of_numpy = np.random.get_state()  # noqa: NPY002 (functions that others wrote take their numbers there)
+    of_python, floats = random.getstate(), torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 (of functions that others wrote)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
         random.seed(seed)
         torch.set_default_dtype(torch.float32)
         try:
             yield
         finally:
-            np.random.set_state(of_numpy)
+            np.random.set_state(of_numpy)  # noqa: NPY002
             random.setstate(of_python)
             torch.set_default_dtype(floats)
 

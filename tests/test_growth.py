@@ -1,0 +1,246 @@
+"""A store grows by members and methods, to what one run would have made; what else differs is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tdalib import Recipe, attribute, attributors, checksums, deep_ensemble, identity, objectives, samplers, store
+from kill_and_resume import chunk_bytes
+
+RECIPE = Recipe(epochs=2)
+
+
+def ensemble(task, members=2, sampler="deep_ensemble", model="logreg", **options):
+    return samplers.get(sampler)(model, task, RECIPE, members=members, checkpoints=2, **options)
+
+
+@attributors.register("spread", unit="{loss}", scope="posterior", sets="sum")
+def spread(members, task):
+    """Of all members: what any of them lacks shows in the τ of every other."""
+    total = sum(float(draw.losses(task.test).sum()) for draws in members for draw in draws)
+    return torch.full((len(members), len(task.train), len(task.test)), total)
+
+
+GROWTHS = [  # (members, methods) of one run after the other
+    [(2, ["loo", "gd"]), (4, ["loo", "gd"])],
+    [(2, ["loo"]), (2, ["loo", "gd"])],
+    [(2, ["gd"]), (3, ["gd", "loo", "gc"])],
+    [(2, ["gd", "spread"]), (3, ["gd", "spread"])],
+    [(3, ["gd"]), (1, ["loo"]), (3, ["gd", "loo"])],
+]
+
+
+@pytest.mark.parametrize("steps", GROWTHS, ids=str)
+def test_a_grown_store_has_the_bytes_of_one_run(digits, tmp_path, steps):
+    for members, methods in steps:
+        given = attribute(ensemble(digits, members), methods, path=tmp_path / "grown.zarr", workers=1)
+        assert given.sizes["sample"] == 2 * members and [*given.method.values] == methods
+        assert given.tau.notnull().all()
+    members, methods = steps[-1]
+    at_once = attribute(ensemble(digits, members), methods, path=tmp_path / "at_once.zarr", workers=1)
+    assert chunk_bytes(tmp_path / "grown.zarr") == chunk_bytes(tmp_path / "at_once.zarr")
+    grown = store.open_result(tmp_path / "grown.zarr")
+    assert grown.identical(at_once.assign_attrs(created=grown.attrs["created"]))
+    assert store.damaged(tmp_path / "grown.zarr") == []
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "grown.zarr", "at_once.zarr", ".grown.zarr.lock", ".at_once.zarr.lock"
+    }  # fmt: skip
+
+
+def test_less_and_another_order_come_from_the_same_store(digits, tmp_path):
+    path = tmp_path / "a.zarr"
+    whole = attribute(ensemble(digits, 3), ["loo", "gd", "gc"], path=path, workers=1).load()
+    before = chunk_bytes(path)
+    some = attribute(ensemble(digits, 2), ["gc", "loo"], path=path, workers=1)
+    assert chunk_bytes(path) == before
+    np.testing.assert_array_equal(some.tau, whole.tau[:4, :, :, [2, 0]])
+
+
+def test_what_was_opened_before_a_store_grew_keeps_its_numbers(digits, tmp_path):
+    path = tmp_path / "a.zarr"
+    lazy = attribute(ensemble(digits), ["gd"], path=path, workers=1)
+    expected = attribute(ensemble(digits), ["gd"], workers=1).tau.values
+    attribute(ensemble(digits, 3), ["gc", "gd"], path=path, workers=1)
+    np.testing.assert_array_equal(lazy.tau.values, expected)
+
+
+def test_a_method_of_all_members_is_not_given_for_some_of_them(digits, tmp_path):
+    attribute(ensemble(digits, 3), ["spread"], path=tmp_path / "a.zarr", workers=1)
+    with pytest.raises(ValueError, match="made with members: 3, all of which spread sees; choose another store"):
+        attribute(ensemble(digits, 2), ["spread"], path=tmp_path / "a.zarr", workers=1)
+
+
+def test_members_that_would_be_others_are_refused(digits, tmp_path):
+    attribute(ensemble(digits, 4, "crossed"), ["gd"], path=tmp_path / "a.zarr", workers=1)
+    with pytest.raises(ValueError, match="made with seeds: .*, not .*; choose another store"):
+        attribute(ensemble(digits, 9, "crossed"), ["gd"], path=tmp_path / "a.zarr", workers=1)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tdalib import Recipe, attribute, data, deep_ensemble
+moment, path = int(sys.argv[1]), Path(sys.argv[2])
+task = data.load("mnist3", train_per_class=2, test_per_class=2)
+calls = 0
+def dying(function):
+    def called(*arguments, **options):
+        global calls
+        calls += 1
+        if calls == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    return called
+import shutil
+for name in ("replace", "mkdir", "unlink"):
+    setattr(Path, name, dying(getattr(Path, name)))
+posterior = deep_ensemble("logreg", task, Recipe(epochs=2), members=3, checkpoints=2)
+attribute(posterior, ["gd", "loo"], path=path, workers=1)
+"""
+
+
+@pytest.mark.slow
+def test_a_growth_that_is_killed_at_any_file_is_done_again(digits, tmp_path):
+    attribute(ensemble(digits, 3), ["gd", "loo"], path=tmp_path / "at_once.zarr", workers=1)
+    killed = 0
+    for moment in range(1, 60, 3):
+        path = tmp_path / f"{moment}.zarr"
+        attribute(ensemble(digits, 2), ["gd"], path=path, workers=1)
+        code = subprocess.run([sys.executable, "-c", KILLED, str(moment), path], capture_output=True).returncode
+        assert code in (0, -signal.SIGKILL)
+        killed += code != 0
+        attribute(ensemble(digits, 3), ["gd", "loo"], path=path, workers=1)
+        assert chunk_bytes(path) == chunk_bytes(tmp_path / "at_once.zarr")
+    assert killed > 10
+
+
+def relu(task, seed):
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 8), ACTIVATION(), nn.Dropout(DROPS), nn.Linear(8, 3))
+
+
+ACTIVATION, DROPS, FACTOR = nn.ReLU, 0.1, 1.0
+
+
+@attributors.register("scaled", unit="1", sets="sum")
+def scaled(draw, task):
+    """A method that is corrected later."""
+    return FACTOR * torch.outer(draw.losses(task.train), draw.losses(task.test))
+
+
+def own_loss(outputs, targets):
+    return FACTOR * objectives.cross_entropy(outputs, targets)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "methods", "own", "said"),
+    [
+        ("ACTIVATION", nn.GELU, ["gd"], False, "code that gave other outputs on a few points"),
+        ("DROPS", 0.2, ["gd"], False, "code that gave other outputs in training on a few points"),
+        ("FACTOR", 1.01, ["scaled"], False, "code that gave other numbers by scaled on a few points"),
+        ("FACTOR", 1.01, ["gd"], True, "code that gave other losses on a few points"),
+    ],
+)
+def test_changed_code_is_refused_by_name(digits, tmp_path, monkeypatch, name, value, methods, own, said):
+    task = replace(digits, objective=objectives.get(own_loss)) if own else digits
+    attribute(ensemble(task, model=relu), methods, path=tmp_path / "a.zarr", workers=1)
+    attribute(ensemble(task, model=relu), methods, path=tmp_path / "a.zarr", workers=1)
+    monkeypatch.setitem(globals(), name, value)
+    with pytest.raises(ValueError, match=f"a.zarr was made with {said}; choose another store"):
+        attribute(ensemble(task, model=relu), methods, path=tmp_path / "a.zarr", workers=1)
+
+
+def test_corrected_class_names_are_not_those_of_the_store(digits, tmp_path):
+    attribute(ensemble(digits), ["gd"], path=tmp_path / "a.zarr", workers=1)
+    labels = digits.train.labels | {"class": np.array(["three"] * 6, object)}
+    named = replace(digits, train=replace(digits.train, labels=labels))
+    with pytest.raises(ValueError, match="made with other labels of the points, or other removals"):
+        attribute(ensemble(named), ["gd"], path=tmp_path / "a.zarr", workers=1)
+
+
+def test_a_store_that_goes_on_with_other_versions_says_so(digits, tmp_path, monkeypatch):
+    path = tmp_path / "a.zarr"
+    attribute(ensemble(digits), ["gd"], path=path, workers=1)
+    made = store._made(path)
+    monkeypatch.setattr(identity.json, "loads", json.loads)
+    older = json.dumps(json.loads(made["versions"]) | {"torch": "1.0", "cpu": "x86_64 NO AVX"})
+    group = store.zarr.open_group(path, mode="r+")
+    group.attrs["versions"] = older
+    checksums.copy_metadata(path)
+    assert attribute(ensemble(digits), ["gd"], path=path, workers=1).attrs["versions"] == older  # nothing is computed
+    with pytest.warns(
+        UserWarning, match=r"a.zarr was begun with torch 1.0, now .*; cpu x86_64 NO AVX, now .*: it goes"
+    ):
+        attribute(ensemble(digits, 3), ["gd"], path=path, workers=1)
+
+
+METADATA = ["zarr.json", "tau/zarr.json", "member/zarr.json", ".metadata"]
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_a_flipped_bit_in_metadata_is_named_and_restored(digits, tmp_path, name):
+    path = tmp_path / "a.zarr"
+    posterior = ensemble(digits)
+    expected = attribute(posterior, ["loo", "gd"], path=path, workers=1).load()
+    file = path / name
+    content = file.read_bytes()
+    for at in np.linspace(0, len(content) - 1, 25).astype(int):
+        for bit in (0, 5):
+            file.write_bytes(content[:at] + bytes([content[at] ^ (1 << bit)]) + content[at + 1 :])
+            for used in (lambda: store.open_result(path), lambda: attribute(posterior, ["loo", "gd"], path=path)):
+                with pytest.raises(
+                    ValueError, match=f"^{name} of store .*a.zarr is damaged; tdalib.store.repair restores"
+                ):
+                    used()
+            assert store.damaged(path) == [name] == store.repair(path)
+            assert file.read_bytes() == content
+    assert store.open_result(path).identical(expected)
+
+
+def test_metadata_that_are_cut_or_lost_are_restored(digits, tmp_path):
+    path = tmp_path / "a.zarr"
+    expected = attribute(ensemble(digits), ["gd"], path=path, workers=1).load()
+    (path / "zarr.json").write_bytes(b"")
+    (path / "tau" / "zarr.json").unlink()
+    assert store.repair(path) == ["tau/zarr.json", "zarr.json"]
+    assert store.open_result(path).identical(expected)
+
+
+def test_a_folder_of_ones_own_called_draft_is_kept(digits, tmp_path):
+    (tmp_path / "a.zarr.draft").mkdir()
+    attribute(ensemble(digits), ["gd"], path=tmp_path / "a.zarr", workers=1)
+    assert (tmp_path / "a.zarr.draft").is_dir()
+
+
+@pytest.mark.parametrize("place", ["/proc/x.zarr", "/sys/x.zarr", "/dev/null/x.zarr", "/proc/1/mem"])
+def test_a_forbidden_place_is_one_sentence(digits, place):
+    with pytest.raises((ValueError, OSError), match=f"^store {place}.*choose another"):
+        attribute(ensemble(digits), ["gd"], path=place, workers=1)
+
+
+def test_a_read_only_place_is_one_sentence(digits, tmp_path):
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", folder], check=False, capture_output=True)
+    if os.access(folder, os.W_OK):
+        pytest.skip("mounting is not allowed here")
+    try:
+        with pytest.raises(ValueError, match="nothing can be written in .*locked; choose another place"):
+            attribute(ensemble(digits), ["gd"], path=folder / "a.zarr", workers=1)
+        assert list(folder.iterdir()) == []
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_scheduler_that_is_not_there_is_said_at_once(digits, tmp_path):
+    with pytest.raises(ValueError, match="scheduler: nothing answers at 127.0.0.1:9"):
+        attribute(ensemble(digits), ["gd"], path=tmp_path / "a.zarr", scheduler="127.0.0.1:9")
+    assert list(tmp_path.iterdir()) == []
