@@ -35,15 +35,9 @@ def read(attrs: Mapping[str, Any]) -> Made:
 
 def difference(made: Made, asked: Made) -> str | None:
     """What a store was made with that is not asked for, in words; None: it may hold what is asked for, or grow."""
-    before, now = made["params"], asked["params"]
-    for key in sorted((before.keys() | now.keys()) - GROWING):
-        if before.get(key) != now.get(key):
-            return f"{key}: {before.get(key)}, not {now.get(key)}"
-    for name in set(methods(made)) & set(methods(asked)):
-        was, wanted = (params.get("method_options", {}).get(name, {}) for params in (before, now))
-        if was != wanted:
-            return f"method_options of {name}: {was}, not {wanted}"
     held, wanted = seeds(made), seeds(asked)
+    if other := _in_params(made, asked, GROWING):
+        return other
     if any(one != other for one, other in zip(held, wanted, strict=False)):
         return f"seeds: {held}, not {wanted}"
     for fact, other in FACTS.items():
@@ -57,6 +51,39 @@ def difference(made: Made, asked: Made) -> str | None:
     behaviour = {key: np.asarray(values) for key, values in asked["behaviour"].items()}
     if changed := differs(made["behaviour"], behaviour):
         return f"code that gave other {changed} on a few points"
+    return None
+
+
+def other_than_seeds(made: Made, first: Made) -> str | None:
+    """What but the seeds of its members tells a store from another, in words; None: they are draws of one posterior."""
+    if other := _in_params(made, first, GROWING | {"seed"}):
+        return other
+    for name in methods(first):
+        if name not in methods(made):
+            return f"methods: {methods(made)}, without {name}"
+        if name in of_all_members(first):
+            return f"{name}, which sees all members of a run"
+    for fact in ("data_sha256", "labels_sha256"):
+        if made.get(fact) != first.get(fact):
+            return FACTS[fact]
+    for role, what in enumerate(("initialisation", "batch order")):
+        held, others = ({of_member[role] for of_member in seeds(each)} for each in (made, first))
+        is_shared = len(held) < len(seeds(made)) or len(others) < len(seeds(first))
+        if is_shared and held != others:
+            return f"members that share one {what}, another than those of the first"
+    return None
+
+
+def _in_params(made: Made, asked: Made, beside: set[str]) -> str | None:
+    """The first of the params, beside some, that are others."""
+    before, now = made["params"], asked["params"]
+    for key in sorted((before.keys() | now.keys()) - beside):
+        if before.get(key) != now.get(key):
+            return f"{key}: {before.get(key)}, not {now.get(key)}"
+    for name in set(methods(made)) & set(methods(asked)):
+        was, wanted = (params.get("method_options", {}).get(name, {}) for params in (before, now))
+        if was != wanted:
+            return f"method_options of {name}: {was}, not {wanted}"
     return None
 
 

@@ -93,7 +93,7 @@ def to_training(network: nn.Module) -> None:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's generators, of the CPU and of a GPU that is the device, at a seed; then as they were."""
+    """Torch's generators, of the CPU and of a GPU that is the device, at a seed; then as they were."""
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):
         torch.default_generator.manual_seed(seed)

@@ -1,13 +1,13 @@
 """The result on disk: one xarray Dataset in Zarr, in which a chunk is a finished unit of work."""
 
 import errno
+import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -17,6 +17,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from tdalib import checksums, identity
 from tdalib.data import resolve
+from tdalib.stats import counted
 
 
 def create(path: Path, empty: xr.Dataset) -> None:
@@ -168,6 +169,35 @@ def open_result(path: Path | str) -> xr.Dataset:
     for name in missing(path, result):
         raise ValueError(f"store {path} lacks its {name}; the run that made the store writes it again")
     return result.assign_coords(result.coords.to_dataset().load().coords)
+
+
+def merge(paths: Sequence[Path | str]) -> xr.Dataset:
+    """Runs of the same data and params with other seeds, as one result, lazily.
+
+    Members are counted by their seeds, in the order of the stores; one that several stores hold stands once. The
+    methods are those of the first store, which the others must have too.
+
+    Raises
+    ------
+    FileNotFoundError
+        A store is not there.
+    ValueError
+        What `open_result` raises, or runs that differ in more than their seeds.
+    """
+    results = [open_result(path) for path in paths]
+    if not results:
+        raise ValueError("merge: no store is given; it takes one at least")
+    first = identity.read(results[0].attrs)
+    parts, seen = [], set()
+    for path, result in zip(paths, results, strict=True):
+        if other := identity.other_than_seeds(identity.read(result.attrs), first):
+            raise ValueError(f"store {path} cannot be merged with {paths[0]}: it was made with {other}")
+        seeds = list(zip(result.init_seed.values.tolist(), result.batch_seed.values.tolist(), strict=True))
+        parts.append(result.sel({"method": identity.methods(first)}).isel(sample=[s not in seen for s in seeds]))
+        seen |= set(seeds)
+    kept = [part for part in parts if part.sizes["sample"]]
+    whole = xr.concat(kept, "sample", data_vars="minimal", coords="minimal", compat="override", join="exact")
+    return counted(whole).assign_attrs(seeds=json.dumps(sorted(seen)))
 
 
 def _check_metadata(path: Path) -> None:

@@ -70,8 +70,9 @@ class Work:
                 other = differs(self.expected, probe(self))
             if other:
                 raise ValueError(
-                    f"in a worker the {other} of a few points are others than in this process: they depend on something "
-                    "that workers do not have (a setting, a module that was changed since); hand it to the function"
+                    f"in a worker the {other} of a few points are others than in this process: they depend on "
+                    "something that workers do not have (a setting, a module that was changed since); hand that to the "
+                    "function itself"
                 )
         return self.prepared()
 

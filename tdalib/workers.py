@@ -183,9 +183,9 @@ def exact_repeat() -> Iterator[None]:
     """The same numbers every time: one torch thread, and on a GPU no TF32 and convolutions that repeat.
 
     What this process has set otherwise, and workers would not know, does not count: default type, precision, autocast,
-    gradients switched off. Sums are then taken in one order, whatever the number of workers. For the rest of the process, memory is kept: glibc
-    keeps blocks up to 32 MB for the next step, as given back to the system they cost a page fault each 4 kB. Measured
-    for cnn2: a step takes 0.7 times as long, an evaluation 0.55 times.
+    gradients switched off. Sums are taken in one order, whatever the number of workers. For the rest of the process,
+    memory is kept: glibc keeps blocks up to 32 MB for the next step, as given back to the system they cost a page fault
+    each 4 kB. Measured for cnn2: a step takes 0.7 times as long, an evaluation 0.55 times.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt, trim_threshold, mmap_threshold = ctypes.CDLL(None).mallopt, -1, -3  # numbers of malloc.h

@@ -6,15 +6,26 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
+from kill_and_resume import chunk_bytes
 from torch import nn
 
-from tdalib import Recipe, attribute, attributors, checksums, deep_ensemble, identity, objectives, samplers, store
-from kill_and_resume import chunk_bytes
+from tdalib import (
+    Recipe,
+    attribute,
+    attributors,
+    checksums,
+    data,
+    deep_ensemble,
+    objectives,
+    samplers,
+    stats,
+    store,
+)
 
 RECIPE = Recipe(epochs=2)
 
@@ -170,15 +181,12 @@ def test_a_store_that_goes_on_with_other_versions_says_so(digits, tmp_path, monk
     path = tmp_path / "a.zarr"
     attribute(ensemble(digits), ["gd"], path=path, workers=1)
     made = store._made(path)
-    monkeypatch.setattr(identity.json, "loads", json.loads)
     older = json.dumps(json.loads(made["versions"]) | {"torch": "1.0", "cpu": "x86_64 NO AVX"})
     group = store.zarr.open_group(path, mode="r+")
     group.attrs["versions"] = older
     checksums.copy_metadata(path)
     assert attribute(ensemble(digits), ["gd"], path=path, workers=1).attrs["versions"] == older  # nothing is computed
-    with pytest.warns(
-        UserWarning, match=r"a.zarr was begun with torch 1.0, now .*; cpu x86_64 NO AVX, now .*: it goes"
-    ):
+    with pytest.warns(UserWarning, match=r"begun with torch 1.0, now .*; cpu x86_64 NO AVX, now .*: it goes"):
         attribute(ensemble(digits, 3), ["gd"], path=path, workers=1)
 
 
@@ -196,9 +204,7 @@ def test_a_flipped_bit_in_metadata_is_named_and_restored(digits, tmp_path, name)
         for bit in (0, 5):
             file.write_bytes(content[:at] + bytes([content[at] ^ (1 << bit)]) + content[at + 1 :])
             for used in (lambda: store.open_result(path), lambda: attribute(posterior, ["loo", "gd"], path=path)):
-                with pytest.raises(
-                    ValueError, match=f"^{name} of store .*a.zarr is damaged; tdalib.store.repair restores"
-                ):
+                with pytest.raises(ValueError, match=f"^{name} of store .*a.zarr is damaged; tdalib.store.repair"):
                     used()
             assert store.damaged(path) == [name] == store.repair(path)
             assert file.read_bytes() == content
@@ -244,3 +250,64 @@ def test_a_scheduler_that_is_not_there_is_said_at_once(digits, tmp_path):
     with pytest.raises(ValueError, match="scheduler: nothing answers at 127.0.0.1:9"):
         attribute(ensemble(digits), ["gd"], path=tmp_path / "a.zarr", scheduler="127.0.0.1:9")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_merged_runs_are_one_result_whose_members_are_their_seeds(digits, tmp_path):
+    paths = [tmp_path / f"{seed}.zarr" for seed in (0, 1)]
+    runs = [attribute(ensemble(digits, 2, seed=seed), ["loo", "gd"], path=path, workers=1)
+            for seed, path in enumerate(paths)]  # fmt: skip
+    merged = store.merge([*paths, paths[0]])
+    assert merged.member.values.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    np.testing.assert_array_equal(merged.tau, np.concatenate([run.tau for run in runs]))
+    np.testing.assert_array_equal(merged.loss_without, np.concatenate([run.loss_without for run in runs]))
+    assert stats.per_pair(merged.tau).attrs["members"] == 4
+
+
+@pytest.mark.parametrize("put_together", [xr.concat, store.merge], ids=["concat", "merge"])
+def test_runs_of_other_seeds_count_as_the_members_they_are(digits, tmp_path, put_together):
+    paths = [tmp_path / f"{seed}.zarr" for seed in (0, 1)]
+    runs = [attribute(ensemble(digits, 3, seed=seed), ["gd"], path=path) for seed, path in enumerate(paths)]
+    both = xr.concat(runs, "sample") if put_together is xr.concat else store.merge(paths)
+    by_hand = np.concatenate([run.tau.values.reshape(3, 2, 6, 6, 1).mean(1) for run in runs])
+    np.testing.assert_allclose(stats.by_member(both.tau), by_hand)
+    table = stats.per_pair(both.tau)
+    assert table.attrs["members"] == 6
+    np.testing.assert_allclose(table["std"], by_hand.std(0, ddof=1), rtol=1e-4)
+    twice = xr.concat([runs[0], runs[0]], "sample")
+    assert stats.per_pair(twice.tau).attrs["members"] == 3
+
+
+@pytest.mark.parametrize(("coords", "compat"), [("different", "equals"), ("minimal", "override")])
+def test_runs_of_other_data_are_no_draws_of_the_same_pairs(digits, tmp_path, coords, compat):
+    other = data.load("mnist3", train_per_class=2, test_per_class=2, seed=1)
+    same_index = replace(other, train=replace(other.train, labels=digits.train.labels),
+                         test=replace(other.test, labels=digits.test.labels))  # fmt: skip
+    paths = [tmp_path / f"{k}.zarr" for k in range(3)]
+    runs = [
+        attribute(ensemble(task), ["gd"], path=path)
+        for task, path in zip([digits, other, same_index], paths, strict=True)
+    ]
+    for one in runs[1:]:
+        with pytest.raises(ValueError, match="a pair of points is then another one in each"):
+            stats.per_pair(xr.concat([runs[0], one], "sample", coords=coords, compat=compat).tau)
+    with pytest.raises(ValueError, match="cannot be merged with .*: it was made with other points or targets"):
+        store.merge(paths[::2])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ({}, {"members": 3, "recipe": Recipe(epochs=2, batch_size=4)}, "batch_size: 4, not 32"),
+        ({"vary": "init"}, {"vary": "init", "seed": 1}, "members that share one batch order, another than"),
+        ({"vary": "batch"}, {"vary": "batch", "seed": 1}, "members that share one initialisation, another than"),
+        ({"methods": ["gd", "gc"]}, {"seed": 1}, "methods: \\['gd'\\], without gc"),
+    ],
+)
+def test_runs_that_differ_in_more_than_their_seeds_are_not_merged(digits, tmp_path, one, other, said):
+    for path, asked in ((tmp_path / "a.zarr", one), (tmp_path / "b.zarr", other)):
+        asked = dict(asked)
+        methods, recipe = asked.pop("methods", ["gd"]), asked.pop("recipe", RECIPE)
+        posterior = deep_ensemble("logreg", digits, recipe, **{"members": 2, "checkpoints": 2} | asked)
+        attribute(posterior, methods, path=path, workers=1)
+    with pytest.raises(ValueError, match=f"b.zarr cannot be merged with .*a.zarr: it was made with {said}"):
+        store.merge([tmp_path / "a.zarr", tmp_path / "b.zarr"])

@@ -95,10 +95,10 @@ def test_a_killed_process_is_a_clear_error_and_the_run_goes_on(posterior, undist
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 200 kB."""
+    """A file system of 600 kB."""
     where = tmp_path / "disk"
     where.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", where], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", where], capture_output=True)
     if mounted.returncode:
         pytest.skip("a small file system can be mounted by root only")
     yield where
@@ -118,7 +118,7 @@ def test_full_disk_is_a_clear_error_and_the_run_goes_on(posterior, undisturbed, 
 
 
 def test_disk_too_full_for_a_new_store_leaves_nothing(posterior, small_disk):
-    (small_disk / "ballast").write_bytes(bytes(190_000))
+    (small_disk / "ballast").write_bytes(bytes(590_000))
     with pytest.raises(OSError, match="the disk is full"):
         attribute(posterior, METHODS, path=small_disk / "new.zarr", workers=1)
     assert not list(small_disk.glob("new*"))

@@ -5,6 +5,8 @@ import pandas as pd
 import xarray as xr
 from arviz_stats.base import array_stats
 
+from tdalib.stats.draws import counted
+
 
 def convergence(result: xr.Dataset) -> pd.DataFrame:
     """R-hat and effective sample size of each member's chain, by the mean test loss of its draws.
@@ -16,7 +18,7 @@ def convergence(result: xr.Dataset) -> pd.DataFrame:
     Source: Vehtari et al. 2021, arXiv:1903.08008, by arviz-stats.
     """
     rows = {}
-    trace = result["loss"].mean("test")
+    trace = counted(result)["loss"].mean("test")
     for member, chain in trace.groupby(trace.member.compute()):
         draws = chain.values.astype(np.float64)
         halves = draws[len(draws) % 2 :].reshape(2, -1)  # (chain, draw), no odd first; arviz-stats splits each again

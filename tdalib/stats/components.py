@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from tdalib.stats.draws import check_share, with_methods
+from tdalib.stats.draws import check_share, counted, with_methods
 
 RESAMPLES = 4000  # of a bootstrap
 TINY = np.finfo(float).tiny
@@ -51,6 +51,7 @@ def variance_components(tau: xr.DataArray, *, level: float = 0.9, seed: int = 0)
     Source: Searle, Casella and McCulloch 1992, Variance Components, chapter 4.
     """
     check_share("level", level)
+    tau = counted(tau)
     layout, factors = _layout(tau)
     sets = [s for size in range(1, len(factors) + 1) for s in combinations(range(len(factors)), size)]
     df = [prod(layout.shape[axis] - 1 for axis in s) for s in sets]

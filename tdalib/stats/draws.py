@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 
@@ -12,6 +13,7 @@ def by_member(tau: xr.DataArray) -> xr.DataArray:
 
     Checkpoints of one member are correlated, so they are no independent evidence: inference counts members.
     """
+    tau = counted(tau)
     return tau.groupby(tau.member.compute()).mean("sample", skipna=False, keep_attrs=True)
 
 
@@ -43,6 +45,7 @@ def uncoupled(result: xr.Dataset) -> xr.DataArray:
         coupled, apart = one["tau"].loc[{"method": "loo"}].values, (one["loss_without"] - one["loss"]).values
         if not np.allclose(coupled, apart, atol=1e-3 * np.abs(coupled).max(), equal_nan=True):
             raise ValueError("uncoupled draws need leave-one-out against θ itself; here it is against another training")
+    result = counted(result)
     members, counts = np.unique(result.member.values, return_counts=True)
     if len(members) < 2 or len(set(counts)) > 1:
         raise ValueError(f"uncoupled draws need at least 2 members with equal numbers of draws, not {counts.tolist()}")
@@ -71,6 +74,26 @@ def member_draws(tau: xr.DataArray, at_least: int = 1) -> xr.DataArray:
     if draws.isnull().any("member").all():
         raise ValueError("τ is NaN somewhere in every pair: the run is not finished")
     return draws
+
+
+def counted(labelled: Any) -> Any:
+    """A τ, or a result, whose `member` counts trainings, also where runs were put together that number theirs alike.
+
+    Raises
+    ------
+    ValueError
+        The draws are of other data, or of other points.
+    """
+    spread = [name for name, c in labelled.coords.items() if "sample" in c.dims and c.ndim > 1]
+    if spread or ("data_id" in labelled.coords and len(np.unique(labelled["data_id"])) > 1):
+        what = f"{spread[0]} differs between draws" if spread else "draws are of different data"
+        raise ValueError(f"{what}: a pair of points is then another one in each; put together runs of the same data")
+    told = [labelled[name].values for name in ("member", "init_seed", "batch_seed") if name in labelled.coords]
+    _, members = np.unique(np.stack(told), axis=1, return_inverse=True)
+    if len(np.unique(members)) == len(np.unique(told[0])):
+        return labelled
+    order = pd.unique(members)  # as they come
+    return labelled.assign_coords(member=("sample", np.argsort(order)[members]))
 
 
 def with_methods(labelled: Any) -> Any:

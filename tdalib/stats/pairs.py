@@ -9,7 +9,7 @@ import scipy.stats
 import xarray as xr
 from threadpoolctl import threadpool_limits
 
-from tdalib.stats.draws import check_share, check_tau, in_blocks, with_methods
+from tdalib.stats.draws import check_share, check_tau, counted, in_blocks, with_methods
 
 RESAMPLES = 1000  # of the bootstrap of a pair
 EXACT = 12  # members up to which all sign flips are counted
@@ -56,6 +56,7 @@ def per_pair(tau: xr.DataArray, *, level: float = 0.95, seed: int = 0) -> xr.Dat
         It is no τ, or an impossible level.
     """
     check_tau(tau)
+    tau = counted(tau)
     check_share("level", level)
     most = 1 - 2 / RESAMPLES
     if level > most:
