@@ -18,9 +18,10 @@ GROWING = {"members", "seeds", "methods", "method_options"}  # params in which a
 READ = ("params", "units", "behaviour", "seeds", "scopes")  # attributes that are JSON
 
 FACTS = {
+    "removed_sha256": "other removals",
     "data_sha256": "other points or targets",
     "model_sha256": "another model or backbone",
-    "labels_sha256": "other labels of the points, or other removals",
+    "labels_sha256": "other labels of the points",
 }
 
 Made = dict[str, Any]
@@ -63,7 +64,7 @@ def other_than_seeds(made: Made, first: Made) -> str | None:
             return f"methods: {methods(made)}, without {name}"
         if name in of_all_members(first):
             return f"{name}, which sees all members of a run"
-    for fact in ("data_sha256", "labels_sha256"):
+    for fact in ("data_sha256", "labels_sha256", "removed_sha256"):
         if made.get(fact) != first.get(fact):
             return FACTS[fact]
     for role, what in enumerate(("initialisation", "batch order")):

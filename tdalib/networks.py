@@ -91,6 +91,16 @@ def to_training(network: nn.Module) -> None:
             module.eval()
 
 
+def direction(vectors: Tensor, leading: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Vectors of length 1 in a type, and their lengths, float64; `leading` dims count vectors, 0 has length 0.
+
+    Lengths are kept apart as squares of small numbers underflow in float32, and the numbers themselves may.
+    """
+    lengths = vectors.flatten(leading).norm(dim=-1, dtype=torch.float64)
+    divisor = torch.where(lengths > 0, lengths, 1).view(*lengths.shape, *[1] * (vectors.ndim - leading))
+    return (vectors.double() / divisor).to(dtype), lengths
+
+
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Torch's generators, of the CPU and of a GPU that is the device, at a seed; then as they were."""

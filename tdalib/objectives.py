@@ -11,6 +11,7 @@ from torch import Tensor
 from tdalib.registry import Registry
 
 IGNORED = -100  # the target of a token that is not to be predicted, as torch has it
+SMALLEST = 1e-150  # square root of a probability whose inverse is used: a loss of 690 nats
 FLAT = 1e-10  # share of the largest curvature of a point below which a direction has none
 
 
@@ -76,7 +77,8 @@ class Objective:
         outputs, targets, along = outputs.detach().double(), _double(targets), along.double()
         _, product = torch.autograd.functional.hvp(lambda f: self.loss(f, targets).sum(), outputs, along)
         squares = (along * product).flatten(1).sum(1)
-        if (squares < -(FLAT**0.5) * (along.flatten(1).norm(dim=1) * product.flatten(1).norm(dim=1))).any():
+        v, hv = along.flatten(1).norm(dim=1), product.flatten(1).norm(dim=1)
+        if (squares < -(FLAT**0.5) * v * hv - FLAT * v**2).any():  # the last for rounding where there is no curvature
             raise ValueError(self._not_convex)
         return product
 
@@ -97,10 +99,11 @@ class Objective:
         residuals = self.residuals(outputs, targets)
         outputs, targets = outputs.detach().double(), _double(targets)
         root = self.root(outputs, targets) if self.root else self._root(outputs, targets)
-        if self.coefficients:
-            return root, self.coefficients(outputs, targets), torch.zeros_like(residuals)
         rows = root.flatten(2)  # (points, k, C)
-        coefficients = (torch.linalg.pinv(rows.mT, rtol=FLAT**0.5) @ residuals.flatten(1)[..., None])[..., 0]
+        if self.coefficients:
+            coefficients = self.coefficients(outputs, targets)
+        else:
+            coefficients = (torch.linalg.pinv(rows.mT, rtol=FLAT**0.5) @ residuals.flatten(1)[..., None])[..., 0]
         rest = residuals.flatten(1) - (rows.mT @ coefficients[..., None])[..., 0]
         small = FLAT**0.5 * residuals.flatten(1).norm(dim=1, keepdim=True)
         return root, coefficients, rest.where(rest.abs() > small, 0).view_as(residuals)
@@ -155,9 +158,14 @@ def _cross_entropy_root(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _cross_entropy_coefficients(outputs: Tensor, targets: Tensor) -> Tensor:
-    """√p − e_y / √p_y: R times it is p − e_y, and no large numbers are subtracted."""
+    """√p − e_y / √p_y: R times it is p − e_y, and no large numbers are subtracted.
+
+    Where √p_y is so small that its inverse is no number, the second term is left out.
+    """
     root = (outputs.log_softmax(1) / 2).exp()
-    return root - F.one_hot(targets, outputs.shape[1]) / root
+    of_label = root.gather(1, targets[:, None])
+    inverse = torch.where(of_label > SMALLEST, 1 / of_label, 0)
+    return root - F.one_hot(targets, outputs.shape[1]) * inverse
 
 
 @register(

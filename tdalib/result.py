@@ -76,6 +76,7 @@ def template(
         "data_sha256": task.fingerprint(),
         "model_sha256": posterior.fingerprint(),
         "labels_sha256": _digest(coords),
+        "removed_sha256": sha256(variables["removed"][1].tobytes()).hexdigest() if "removed" in variables else "",
         "behaviour": json.dumps({name: values.tolist() for name, values in (behaviour or {}).items()}),
         "seeds": json.dumps([[m.init_seed, m.batch_seed] for m in posterior.members]),
         "scopes": json.dumps({name: method.scope for name, method in methods.items()}),

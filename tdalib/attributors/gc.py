@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from tdalib.attributors.gradients import loss_gradients, norms, pairwise
+from tdalib.attributors.gradients import cosines, loss_gradients
 from tdalib.attributors.methods import asked_about, of_single_points, register, summed
 from tdalib.data import Task
 from tdalib.options import Positive
@@ -27,11 +28,10 @@ def grad_cos(draw: Draw, task: Task, removed: Sequence | None = None, *, memory:
     """
     asked = asked_about(removed, len(task.train))
     train, test = loss_gradients(draw, task.train[asked], memory), loss_gradients(draw, task.test, memory)
-    products = summed(pairwise(train, test), removed, asked)  # (removal, test)
+    found = cosines(train, test)  # (asked, test)
     if of_single_points(removed):
-        lengths = summed(norms(train), removed, asked)  # (removal,)
-    else:
-        gram = summed(pairwise(train, train), removed, asked).double()  # (removal, asked)
-        lengths = summed(gram.T, removed, asked).diagonal().clamp(min=0).sqrt()
-    lengths = lengths[:, None] * norms(test)
-    return (products / lengths).where(lengths > 0, 0).to(products.dtype)
+        return summed(found, removed, asked)
+    weight = (train.lengths / train.lengths.max().clamp(min=torch.finfo(torch.float64).tiny))[:, None]
+    gram = summed(cosines(train, train) * weight * weight.T, removed, asked)  # (removal, asked)
+    lengths = summed(gram.T, removed, asked).diagonal().clamp(min=0).sqrt()[:, None]  # of sums, (removal, 1)
+    return (summed(found * weight, removed, asked) / lengths).where(lengths > 0, 0).to(task.train.dtype)

@@ -27,4 +27,4 @@ def grad_dot(draw: Draw, task: Task, removed: Sequence | None = None, *, memory:
     asked = asked_about(removed, len(task.train))
     train = loss_gradients(draw, task.train[asked], memory)
     test = loss_gradients(draw, task.test, memory)
-    return summed(pairwise(train, test), removed, asked)
+    return summed(pairwise(train, test), removed, asked).to(task.train.dtype)

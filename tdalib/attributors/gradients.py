@@ -25,31 +25,55 @@ ROUNDING = 1e-3  # share by which products of gradients may differ between the t
 
 @dataclass(frozen=True)
 class Rows:
-    """k gradient rows for each of b examples: one row is `dense` and all outer products a gᵀ, side by side."""
+    """k gradient rows for each of b examples: one row is `dense` and all outer products a gᵀ, side by side.
+
+    Rows have length 1, and their lengths stand beside them in float64: squares underflow where gradients are small.
+    """
 
     dense: Tensor  # (b, k, P_dense)
     inputs: dict[str, Tensor]  # layer → a, (b, in)
     outputs: dict[str, Tensor]  # layer → g, (b, k, out)
+    lengths: Tensor  # (b, k)
+
+    @classmethod
+    def of(cls, dense: Tensor, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> "Rows":
+        """Rows of length 1 of what has any length, in its place; 0 stays 0."""
+        square = dense.norm(dim=2, dtype=torch.float64).square()
+        for name, g in outputs.items():
+            of_each = inputs[name].norm(dim=1, keepdim=True, dtype=torch.float64) * g.norm(dim=2, dtype=torch.float64)
+            square += of_each.square()
+        lengths = square.sqrt()
+        divisor = torch.where(lengths > 0, lengths, 1).to(dense.dtype)[..., None]
+        return cls(dense.div_(divisor), inputs, {name: g.div_(divisor) for name, g in outputs.items()}, lengths)
 
 
 class Gradients:
     """Gradients of ⟨v, f(x_i)⟩ over θ for the outputs f and every cotangent v of example i, block by block.
 
-    Iteration gives pairs (slice of rows, Rows). Two blocks, their making and their products take about `memory`. A
-    block that holds all examples is made once and kept, else blocks are made anew in every iteration.
+    Iteration gives pairs (slice of rows, Rows), and notes their lengths. Two blocks, their making and their products
+    take about `memory`. A block that holds all examples is made once and kept, else blocks are made anew in every
+    iteration.
 
     Parameters
     ----------
     draw : Draw
     points : Points
     cotangents : Tensor, (n, k, ...)
-        k of each point, in the shape of the outputs.
+        k of each point, in the shape of the outputs, of length 1.
+    scale : Tensor, (n, k)
+        Their lengths.
     memory : float
         GB.
+
+    Attributes
+    ----------
+    lengths : Tensor, (n · k,), float64
+        Of the rows that have been made.
     """
 
-    def __init__(self, draw: Draw, points: Points, cotangents: Tensor, memory: float):
-        self.draw, self.points, self.cotangents = draw, points, cotangents
+    def __init__(self, draw: Draw, points: Points, cotangents: Tensor, scale: Tensor, memory: float):
+        self.draw, self.points, self.cotangents, self.scale = draw, points, cotangents, scale
+        self.lengths = torch.zeros(len(self), dtype=torch.float64, device=points.device)
         self.layers, self.make = outer_product_layers(draw, points), self._at_once
         per_example = cotangents.shape[1]
         self.chunk = max(1, min(CHUNK_ROWS, examples_at_once(draw, points, memory)) // per_example)
@@ -77,7 +101,9 @@ class Gradients:
             rows = self.whole or self.make(points, cotangents)
             if len(points) == len(self.points):
                 self.whole = rows
-            yield slice(first, first := first + len(points) * k), rows
+            at = slice(first, first := first + len(points) * k)
+            self.lengths[at] = rows.lengths.flatten() * self.scale.flatten()[at]
+            yield at, rows
 
     def _why_one_by_one(self) -> Exception | str:
         """Why two examples cannot be done at once; empty where they give what autograd gives."""
@@ -88,10 +114,10 @@ class Gradients:
         except Exception as error:  # a network that vmap cannot serve fails in its own way
             return error
         alone = self._one_by_one(pair, cotangents)
-        at_once, expected = inner(rows, rows), inner(alone, alone)  # (2, 2)
-        lengths = expected.diagonal().sqrt()
-        bound = ROUNDING * lengths[:, None] * lengths + torch.finfo(expected.dtype).tiny
-        return "" if ((at_once - expected).abs() <= bound).all() else "under vmap the network gives other ones"
+        cosines = (inner(rows, rows) - inner(alone, alone)).abs()  # (2, 2)
+        lengths = (rows.lengths - alone.lengths).abs()
+        is_same = (cosines <= ROUNDING).all() and (lengths <= ROUNDING * alone.lengths).all()
+        return "" if is_same else "under vmap the network gives other ones"
 
     def _one_by_one(self, points: Points, cotangents: Tensor) -> Rows:
         theta = {name: p.detach().requires_grad_() for name, p in self.draw.theta.items()}
@@ -99,7 +125,7 @@ class Gradients:
         for point, vectors in zip(points.split(1), cotangents, strict=True):
             outputs = self.draw.outputs(theta, point.inputs)
             rows += [pulled_back(outputs, theta, v[None]) for v in vectors]
-        return Rows(torch.stack(rows).view(*cotangents.shape[:2], -1), {}, {})  # (b, k, P)
+        return Rows.of(torch.stack(rows).view(*cotangents.shape[:2], -1), {}, {})  # (b, k, P)
 
     def _at_once(self, points: Points, cotangents: Tensor) -> Rows:
         draw, layers = self.draw, self.layers
@@ -123,7 +149,7 @@ class Gradients:
         for name, a in inputs.items():
             if f"{name}.bias" in draw.theta:
                 inputs[name] = nn.functional.pad(a, (0, 1), value=1)
-        return Rows(dense, inputs, outputs)
+        return Rows.of(dense, inputs, outputs)
 
 
 def pulled_back(outputs: Tensor, theta: Theta, cotangents: Tensor) -> Tensor:
@@ -141,31 +167,26 @@ def examples_at_once(draw: Draw, points: Points, memory: float) -> int:
 
 def loss_gradients(draw: Draw, points: Points, memory: float) -> Gradients:
     """∇L of every point at the draw: one row each."""
-    return Gradients(draw, points, draw.residuals(points)[:, None], memory)
+    residuals, lengths = draw.residuals(points)
+    return Gradients(draw, points, residuals[:, None], lengths[:, None], memory)
+
+
+def cosines(left: Gradients, right: Gradients) -> Tensor:
+    """Cosines of all rows with all rows, (left, right); those of a row that is 0 are 0."""
+    found = left.cotangents.new_empty(len(left), len(right))
+    for i, a in left:
+        for j, b in right:
+            found[i, j] = inner(a, b)
+    return found
 
 
 def pairwise(left: Gradients, right: Gradients) -> Tensor:
-    """Inner products of all rows with all rows, (left, right)."""
-    products = left.cotangents.new_empty(len(left), len(right))
-    for i, a in left:
-        for j, b in right:
-            products[i, j] = inner(a, b)
-    return products
-
-
-def norms(gradients: Gradients) -> Tensor:
-    """Lengths of all rows."""
-    lengths = []
-    for _, rows in gradients:
-        square = rows.dense.square().sum(2)  # (b, k)
-        for name, g in rows.outputs.items():
-            square = square + rows.inputs[name].square().sum(1, keepdim=True) * g.square().sum(2)
-        lengths.append(square.sqrt().flatten())
-    return torch.cat(lengths)
+    """Inner products of all rows with all rows, (left, right), float64."""
+    return cosines(left, right).double().mul_(left.lengths[:, None]).mul_(right.lengths)
 
 
 def inner(left: Rows, right: Rows) -> Tensor:
-    """Inner products, (b·k, b'·k')."""
+    """Inner products of rows of length 1, (b·k, b'·k')."""
     shape = (*left.dense.shape[:2], *right.dense.shape[:2])  # (b, k, b', k')
     products = left.dense.flatten(0, 1) @ right.dense.flatten(0, 1).T
     for name, g in left.outputs.items():

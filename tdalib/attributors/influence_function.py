@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tdalib.attributors.gradients import Gradients, examples_at_once, loss_gradients, pairwise, pulled_back
 from tdalib.attributors.methods import asked_about, register, summed
 from tdalib.data import Points, Task
-from tdalib.networks import Theta, say_slower
+from tdalib.networks import Theta, direction, say_slower
 from tdalib.options import Positive
 from tdalib.samplers import Draw
 
@@ -82,23 +82,23 @@ def _ggn(draw: Draw, task: Task, asked: np.ndarray, damping: float, memory: floa
     if (rows := n * draw.all_outputs(train[:1]).numel()) > MOST:
         raise ValueError(f"if: the kernel of solver 'ggn' has {rows:,} rows, above {MOST:,}; choose solver cg")
     root, coefficients, beside = task.objective.curvature(draw.all_outputs(train), train.targets)
-    jacobian = Gradients(draw, train, (root / n**0.5).to(train.dtype), memory)
-    kernel = pairwise(jacobian, jacobian).double()  # (n·k, n·k)
+    jacobian = Gradients(draw, train, *direction(root / n**0.5, 2, train.dtype), memory)
+    kernel = pairwise(jacobian, jacobian)  # (n·k, n·k)
     kernel.diagonal().add_(damping)
     coupling = torch.block_diag(*(n**0.5 * coefficients)[:, :, None])[:, asked]  # s of each z_j, (n·k, asked)
     if beside.any():
-        outside = Gradients(draw, train[asked], beside[asked][:, None].to(train.dtype), memory)
-        coupling = coupling - pairwise(jacobian, outside).double() / damping
+        outside = Gradients(draw, train[asked], *direction(beside[asked][:, None], 2, train.dtype), memory)
+        coupling = coupling - pairwise(jacobian, outside) / damping
     test = loss_gradients(draw, task.test, memory)
-    tau = torch.linalg.solve(kernel, coupling).T @ pairwise(jacobian, test).double() / n
+    tau = torch.linalg.solve(kernel, coupling).T @ pairwise(jacobian, test) / n
     if beside.any():
-        tau += pairwise(outside, test).double() / (damping * n)
+        tau += pairwise(outside, test) / (damping * n)
     return tau.to(train.dtype)
 
 
 def _cg(draw: Draw, task: Task, asked: np.ndarray, damping: float, memory: float) -> Tensor:
     n, train = len(task.train), task.train
-    residual, residual_of_test = draw.residuals(train), draw.residuals(task.test)  # (n, ...), (m, ...)
+    (residual, scale), (residual_of_test, scale_of_test) = draw.residuals(train), draw.residuals(task.test)
     outputs = draw.all_outputs(train)
     at_once, push = examples_at_once(draw, train, memory), _push(draw, train[:1])
 
@@ -118,16 +118,17 @@ def _cg(draw: Draw, task: Task, asked: np.ndarray, damping: float, memory: float
         curved = task.objective.curved(outputs, train.targets, moved)  # R Rᵀ J v, (n, ...)
         return damping * v + back(train, curved.to(moved.dtype) / n)
 
-    tau = residual.new_empty(len(asked), len(task.test))
+    tau = scale.new_empty(len(asked), len(task.test))
     for k, j in enumerate(asked):
-        gradient = back(train[j : j + 1], residual[j : j + 1])  # ∇L(z_j)
+        gradient = back(train[j : j + 1], residual[j : j + 1])  # ∇L(z_j) / scale[j]
         operator = LinearOperator((len(gradient),) * 2, matvec=product, dtype=gradient.dtype)
         solution, failed = cg(operator, gradient, rtol=1e-6, maxiter=1000)
         if failed:
             raise RuntimeError("if: conjugate gradients did not converge in 1000 steps; a larger damping helps")
         moved = along(task.test, _unflatten(solution, draw.theta))
-        tau[k] = (residual_of_test * moved).flatten(1).sum(1) / n  # ∇L(z)ᵀ solution
-    return tau
+        along_test = (residual_of_test * moved).flatten(1).sum(1)  # ∇L(z)ᵀ solution / (scale[j] scale_of_test)
+        tau[k] = along_test.double() * scale[j] * scale_of_test / n
+    return tau.to(train.dtype)
 
 
 def _push(draw: Draw, points: Points) -> Callable:

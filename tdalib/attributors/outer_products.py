@@ -5,6 +5,8 @@ they do is tried: NaN is put in their place and the layer's own output repaired.
 come into touch with the weights by another way.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -15,17 +17,24 @@ from tdalib.samplers import Draw
 
 def outer_product_layers(draw: Draw, points: Points) -> dict[str, nn.Linear]:
     """Linear layers that are called once, on one vector per example, and whose trained weights serve nothing else."""
-    pair = points[[0, len(points) - 1]]
+    ends = [0, len(points) - 1]
+    pair = points[ends]
     layers = {
         name: module
         for name, module in draw.model.named_modules()
         if type(module) is nn.Linear and f"{name}.weight" in draw.theta
     }
-    for name, called in calls(draw.model, layers, pair.inputs).items():
-        one_vector_each = [tuple(x.shape[:-1]) for arguments, _ in called for x in arguments[:1]] == [(2,)]
+    by_count = {count: calls(draw.model, layers, points[ends[:count]].inputs) for count in (1, 2)}
+    for name in list(layers):
+        one_vector_each = all(_vectors(called[name]) == [(count,)] for count, called in by_count.items())
         if not one_vector_each or _used_elsewhere(draw, name, layers[name], pair):
             del layers[name]
     return layers
+
+
+def _vectors(called: list[tuple[tuple, Any]]) -> list[tuple[int, ...]]:
+    """How many vectors a layer takes in each of its calls."""
+    return [tuple(arguments[0].shape[:-1]) if arguments else () for arguments, _ in called]
 
 
 def _used_elsewhere(draw: Draw, name: str, layer: nn.Linear, points: Points) -> bool:

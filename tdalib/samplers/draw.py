@@ -1,6 +1,6 @@
 """A draw: one θ ~ p(θ|D), with all that the network's outputs depend on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tdalib.data import Inputs, Points
-from tdalib.networks import EVAL_BATCH, State, Theta, forward_at, set_state
+from tdalib.networks import EVAL_BATCH, State, Theta, direction, forward_at, set_state
 from tdalib.objectives import Objective
 from tdalib.training import Recipe
 
@@ -58,16 +58,15 @@ class Draw:
 
     def losses(self, points: Points) -> Tensor:
         """The objective at this θ of every point, (points,), float64."""
-        return self._in_batches(self.objective.losses, points)
+        outputs = ((self.all_outputs(part), part.targets) for part in points.split(EVAL_BATCH))
+        return torch.cat([self.objective.losses(f, y) for f, y in outputs])
 
-    def residuals(self, points: Points) -> Tensor:
-        """∂L/∂outputs of every point, (points, ...), in the points' precision."""
-        return self._in_batches(lambda f, y: self.objective.residuals(f, y).to(points.dtype), points)
-
-    def _in_batches(self, function: Callable[[Tensor, Tensor], Tensor], points: Points) -> Tensor:
-        """A function of outputs and targets of many points: those of a language model are too large all at once."""
-        parts = points.split(EVAL_BATCH)
-        return torch.cat([function(self.all_outputs(part), part.targets) for part in parts])
+    def residuals(self, points: Points) -> tuple[Tensor, Tensor]:
+        """∂L/∂outputs of every point: of length 1, (points, ...), in the points' type; and their lengths, float64."""
+        outputs = ((self.all_outputs(part), part.targets) for part in points.split(EVAL_BATCH))
+        parts = [direction(self.objective.residuals(f, y), 1, points.dtype) for f, y in outputs]
+        units, lengths = zip(*parts, strict=True)
+        return torch.cat(units), torch.cat(lengths)
 
     def module(self) -> nn.Module:
         """A plain module in eval mode that holds θ, its own: for other libraries."""
