@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from conftest import without
-from scipy.linalg import solve_discrete_lyapunov
 from torch import nn
 
-from tdalib import Recipe, attributors, objectives, samplers
+from tdalib import Recipe, attribute, attributors, objectives, samplers
 from tdalib.data import Points, Task
-from tdalib.samplers import chains
+from tdalib.samplers import chains, gaussians
 from tdalib.samplers.gaussians import gaussian
 from tdalib.training import batch_order
 from tdalib.workers import exact_repeat
@@ -168,7 +168,7 @@ def test_swag_on_a_quadratic_with_known_noise():
     rate, hessian = 0.1, torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
     root = torch.tensor([[1.0, 0.0], [0.8, 0.6]], dtype=torch.float64)
     map_ = (torch.eye(2) - rate * hessian).numpy()
-    stationary = solve_discrete_lyapunov(map_, rate**2 * (root @ root.T).numpy())
+    stationary = scipy.linalg.solve_discrete_lyapunov(map_, rate**2 * (root @ root.T).numpy())
     expected = (np.diag(np.diag(stationary)) + stationary) / 2
     scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
     stream, theta, path = torch.Generator().manual_seed(0), torch.zeros(2, dtype=torch.float64), []
@@ -223,3 +223,87 @@ def test_laplace_at_temperature_0_is_the_mode_and_covers_what_it_says(digits, su
     moved = {name for name, p in mode.theta.items() if not torch.equal(warm.theta[name], p)}
     last = set(list(mode.theta)[-2:])
     assert moved == (last if subset == "last_layer" else set(mode.theta))
+
+
+class SharedDropout(nn.Module):
+    """One dropout layer under two names, used twice."""
+
+    def __init__(self, p=0.5, second=16, used=True):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(784, 16), nn.Linear(16, second), nn.Linear(second, 3)
+        self.drop = self.again = nn.Dropout(p)
+        self.used = used
+
+    def forward(self, x):
+        x = torch.tanh(self.first(x.flatten(1)))
+        if not self.used:
+            return self.last(torch.tanh(self.second(x)))
+        return self.last(self.again(torch.tanh(self.second(self.drop(x)))))
+
+
+def test_a_dropout_layer_of_two_names_masks_both_uses(digits):
+    (draw,) = samplers.mc_dropout(lambda t, s: SharedDropout(), digits, Recipe(1), members=1, checkpoints=1).draws(0)
+    mask = draw.rest["drop.mask"]
+    assert set(mask.unique().tolist()) == {0.0, 2.0} and list(draw.rest) == ["drop.mask"]
+    theta, x = draw.theta, digits.x_test.flatten(1)
+    hidden = torch.tanh(x @ theta["first.weight"].T + theta["first.bias"]) * mask
+    hidden = torch.tanh(hidden @ theta["second.weight"].T + theta["second.bias"]) * mask
+    torch.testing.assert_close(draw(digits.x_test), hidden @ theta["last.weight"].T + theta["last.bias"])
+    torch.testing.assert_close(draw.module()(digits.x_test), draw(digits.x_test))
+
+
+def test_a_dropout_layer_that_drops_all_gives_zeros(digits):
+    class All(SharedDropout):
+        def __init__(self):
+            super().__init__(p=0.5)
+            self.again = nn.Dropout(1.0)
+
+    for draw in samplers.mc_dropout(lambda t, s: All(), digits, Recipe(1), members=1, checkpoints=2).draws(0):
+        torch.testing.assert_close(draw(digits.x_test), draw.theta["last.bias"].expand(6, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"second": 8}, "mc_dropout: layer 'drop' is used on several shapes; give each use its own nn.Dropout"),
+        ({"used": False}, "uses no nn.Dropout of p between 0 and 1"),
+        ({"p": 1.0}, "uses no nn.Dropout of p between 0 and 1"),
+        ({"p": 0.0}, "uses no nn.Dropout of p between 0 and 1"),
+    ],
+)
+def test_dropout_that_gives_no_draws_is_refused(digits, options, said):
+    with pytest.raises(ValueError, match=said):
+        samplers.mc_dropout(lambda t, s: SharedDropout(**options), digits, Recipe(1), members=1, checkpoints=2)
+
+
+class Scaled(nn.Module):
+    """A first parameter without dimensions, and one that forward does not use."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.unused = nn.Parameter(torch.tensor(1.5)), nn.Parameter(torch.ones(3))
+        self.layer, self.drop = nn.Linear(784, 3), nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.scale * self.layer(self.drop(x.flatten(1)))
+
+
+@pytest.mark.filterwarnings("ignore:.*too few to judge")
+@pytest.mark.parametrize("name", ["deep_ensemble", "swag", "sgld", "sghmc", "laplace", "mc_dropout"])
+def test_a_parameter_without_dimensions_and_one_without_use(digits, name):
+    options = {"swag": {"collect": 2}, "sgld": {"burn_in": 1, "thin": 1}, "sghmc": {"burn_in": 1, "thin": 1}}
+    asked = {"members": 2, "checkpoints": 2} | options.get(name, {})
+    posterior = samplers.get(name)(lambda t, s: Scaled(), digits, Recipe(2), **asked)
+    result = attribute(posterior, ["loo", "ats", "if", "gd", "gc"], workers=1)
+    assert result.tau.notnull().all() and (result.tau.std("sample") > 0).any()
+
+
+def test_laplace_takes_the_symmetric_root(regression):
+    """Σ^½ of the weights in another order is that of Σ in that order; a triangular root is not."""
+    (mode,) = posterior("laplace", regression, 1, temperature=0, **OPTIONS["laplace"]).draws(0)
+    stream = torch.Generator().manual_seed(0)
+    fitted, *_ = gaussians._fit(mode, regression.train, N, "all", "full")
+    z = torch.randn(3, len(fitted.mean), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    root = scipy.linalg.sqrtm(np.linalg.inv(fitted.posterior_precision.numpy()))
+    expected = fitted.mean.numpy() + z.numpy() @ root
+    np.testing.assert_allclose(gaussians._drawn(fitted, 3, stream, "full"), expected, rtol=1e-5)

@@ -37,7 +37,8 @@ def sgld(
     step_size : float
         ε, in units of θ² (U has none).
     temperature : float
-        T; 1 is the posterior, smaller is closer to the mode, 0 adds no noise.
+        T scales the noise that is added; 1 is the posterior, smaller is closer to the mode, 0 adds none. That of the
+        batches stays: with small ones the chain is wider than p(θ|D)^(1/T).
     burn_in, thin : int
         Epochs that are let go at the start, and epochs to the first draw and from one to the next.
 
@@ -72,7 +73,8 @@ def sghmc(
     friction : float
         α, above 0 and at most 1; the momentum lasts for about 1/α steps.
     temperature : float
-        T; 1 is the posterior, smaller is closer to the mode, 0 adds no noise.
+        T scales the noise that is added; 1 is the posterior, smaller is closer to the mode, 0 adds none. That of the
+        batches stays: with small ones the chain is wider than p(θ|D)^(1/T).
     burn_in, thin : int
         Epochs that are let go at the start, and epochs to the first draw and from one to the next.
 

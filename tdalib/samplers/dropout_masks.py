@@ -12,6 +12,8 @@ from tdalib.samplers.draw import Draws
 from tdalib.samplers.ensemble import modes
 from tdalib.samplers.posterior import NOISE, Member, Posterior, derive_seed, register
 
+EPSILON = 1e-12
+
 
 @register("mc_dropout")
 def mc_dropout(posterior: Posterior) -> Posterior:
@@ -19,20 +21,24 @@ def mc_dropout(posterior: Posterior) -> Posterior:
 
     A draw is one thinned network: every `nn.Dropout` layer multiplies its input by one mask, drawn as in training and
     shared by all points, in losses and in gradients alike. Other forms of dropout (channels, attention) are not drawn,
-    and a layer that is called twice has one mask. The network needs at least one `nn.Dropout` of p > 0 that is used.
+    and a layer that is called twice has one mask, whatever its names. The network needs at least one `nn.Dropout` of p
+    between 0 and 1 that is used.
 
     Under other weights the member is trained again, and the masks are the same.
 
     Raises
     ------
     ValueError
-        The network has no dropout layer.
+        The network uses no such layer, or one on inputs of different shapes.
 
     Source: Gal and Ghahramani 2016, arXiv:1506.02142.
     """
-    if not dropouts(posterior.build(posterior.task, posterior.members[0].init_seed)):
+    masked = Masked(posterior.build)(posterior.task, posterior.members[0].init_seed)
+    if not any(isinstance(layer, MaskedDropout) and 0 < layer.p < 1 for layer in masked.modules()):
         name = posterior.description()["model"]
-        raise ValueError(f"'mc_dropout' needs a model with dropout; {name} has no nn.Dropout layer (mlp takes dropout)")
+        raise ValueError(
+            f"'mc_dropout' needs a model with dropout; {name} uses no nn.Dropout of p between 0 and 1 (mlp can)"
+        )
     return replace(posterior, build=Masked(posterior.build), sample=run_masked, kind="independent")
 
 
@@ -44,11 +50,6 @@ def run_masked(posterior: Posterior, member: Member, weights: Tensor) -> Draws:
         yield [replace(mode, rest=mode.rest | drawn, checkpoint=k) for k, drawn in masks.items()]
 
 
-def dropouts(network: nn.Module) -> dict[str, nn.Dropout]:
-    """The dropout layers of a network by name."""
-    return {name: m for name, m in network.named_modules() if type(m) is nn.Dropout and m.p > 0}
-
-
 @dataclass(frozen=True)
 class Masked:
     """A network function whose dropout layers have masks, which are buffers of a draw."""
@@ -58,11 +59,19 @@ class Masked:
     def __call__(self, task: Task, seed: int) -> nn.Module:
         """The network with a mask beside each dropout layer, in eval mode."""
         network = self.build(task, seed).eval()
-        layers = dropouts(network)
+        every = list(network.named_modules(remove_duplicate=False))  # a layer may have several names
+        layers = {name: m for name, m in network.named_modules() if type(m) is nn.Dropout and m.p > 0}
         for name, called in calls(network, layers, task.train[:1].inputs).items():
+            shapes = {arguments[0].shape[1:] for arguments, _ in called}
+            if len(shapes) > 1:
+                raise ValueError(
+                    f"mc_dropout: layer {name!r} is used on several shapes; give each use its own nn.Dropout"
+                )
             if called:
                 (values, *_), _ = called[0]
-                network.set_submodule(name, MaskedDropout(layers[name].p, values[0]))
+                masked = MaskedDropout(layers[name].p, values[0])
+                for alias in (alias for alias, module in every if module is layers[name]):
+                    network.set_submodule(alias, masked)
         return network.train()
 
 
@@ -72,8 +81,8 @@ def drawn_masks(network: nn.Module, seed: int) -> dict[str, Tensor]:
     masks = {}
     for name, layer in network.named_modules():
         if isinstance(layer, MaskedDropout):
-            drawn = torch.empty(layer.mask.shape, dtype=layer.mask.dtype).bernoulli_(1 - layer.p, generator=stream)
-            masks[f"{name}.mask"] = (drawn / (1 - layer.p)).to(layer.mask.device)
+            kept = torch.empty(layer.mask.shape, dtype=layer.mask.dtype).bernoulli_(1 - layer.p, generator=stream)
+            masks[f"{name}.mask"] = (kept / max(1 - layer.p, EPSILON)).to(layer.mask.device)  # of p = 1 all are 0
     return masks
 
 

@@ -22,7 +22,7 @@ from tdalib.training import known
 
 FIT_BATCH = {"full": 32, "kron": 32, "diag": 4}  # points; the Jacobians that "diag" forms stay in the cache
 
-MOST = 20_000  # weights for which the full matrix is made, 1.6 GB in float32
+MOST = 5_000  # weights for which the full matrix is made and its root taken, about a minute
 
 
 @register("swag")
@@ -98,7 +98,7 @@ def laplace(
     subset : {"last_layer", "all"}
         Weights that vary.
     structure : {"full", "kron", "diag"}
-        Of the matrix. "full" holds P × P numbers for P weights, at most 20,000; "kron" and "diag" approximate it by
+        Of the matrix. "full" holds P × P numbers for P weights, at most 5,000; "kron" and "diag" approximate it by
         Kronecker factors of each layer and by its diagonal.
     temperature : float
         T scales the covariance; 0 gives the mode.
@@ -134,7 +134,7 @@ def run_laplace(posterior: Posterior, member: Member, weights: Tensor, *, temper
         counted = len(left) if posterior.renormalise else len(weight)  # n H is that of so many points
         fitted, network, covered = _fit(mode, task.train[left], counted, **shape)
         stream = torch.Generator(task.train.device).manual_seed(derive_seed(member.batch_seed, 0, NOISE))
-        drawn = fitted.sample(posterior.checkpoints, stream)
+        drawn = _drawn(fitted, posterior.checkpoints, stream, shape["structure"])
         samples = fitted.mean + (temperature * counted / len(weight)) ** 0.5 * (drawn - fitted.mean)
         thetas = []
         for sample in samples:
@@ -148,7 +148,7 @@ def _fit(mode: Draw, points: Points, counted: int, subset: str, structure: str) 
     network = mode.module().to(memory_format=torch.contiguous_format)  # laplace-torch views parameters flat
     count = sum(p.numel() for p in mode.theta.values())
     if (subset, structure) == ("all", "full") and count > MOST:
-        raise ValueError(f"laplace: structure 'full' is not possible for all {count:,} weights; choose kron or diag")
+        raise ValueError(f"laplace: structure 'full' is for {MOST:,} weights, not {count:,}; choose kron or diag")
     if isinstance(points.inputs, dict):
         raise ValueError("sampler 'laplace': laplace-torch takes inputs of one tensor, not a dict of them")
     given = TensorDataset(points.inputs, points.targets)
@@ -161,3 +161,16 @@ def _fit(mode: Draw, points: Points, counted: int, subset: str, structure: str) 
     if subset == "all":
         return fitted, network, list(trainable(network).values())
     return fitted, fitted.model.model, list(fitted.model.last_layer.parameters())  # of a copy
+
+
+def _drawn(fitted: Any, count: int, stream: torch.Generator, structure: str) -> Tensor:
+    """Draws from a fitted Gaussian, (count, P): mean + Σ^½ z with the symmetric root.
+
+    Without a point Σ changes a little, and Σ^½ with it; a triangular root, as laplace-torch takes of a full matrix,
+    changes by more, and by another amount for weights in another order.
+    """
+    if structure != "full":
+        return fitted.sample(count, stream)
+    values, vectors = torch.linalg.eigh(fitted.posterior_precision.double())
+    z = torch.randn(count, len(values), dtype=torch.float64, generator=stream, device=values.device)
+    return fitted.mean + (z @ (vectors * values.rsqrt()) @ vectors.T).to(fitted.mean.dtype)
