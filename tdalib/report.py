@@ -13,7 +13,7 @@ from nbconvert import HTMLExporter
 from tqdm import tqdm
 
 from tdalib.attributors import METHODS
-from tdalib.data import ROOT, resolve
+from tdalib.data import NOTEBOOKS, resolve
 from tdalib.store import open_result
 
 FOLDER = Path(__file__).parent / "page"
@@ -94,7 +94,7 @@ def _explained(method: str) -> str:
 
 def _executed(name: str, values: dict) -> list:
     """The cells of a notebook run on this store, without the answer that its opening gives for another one."""
-    path = ROOT / "notebooks" / f"{name}.ipynb"
+    path = NOTEBOOKS / f"{name}.ipynb"
     notebook = papermill.execute_notebook(path, None, values, kernel_name="python3", progress_bar=False)
     opening = notebook.cells[0]
     opening.source = "\n\n".join(p for p in opening.source.split("\n\n") if not p.startswith("**Answer"))

@@ -134,6 +134,8 @@ def _versions() -> dict[str, str]:
 
 def _revision() -> str:
     """The git revision of the source, with '+' when it holds uncommitted changes."""
+    if ROOT is None:
+        return "unknown"
     try:
         git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty=+"]
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()

@@ -8,11 +8,11 @@ from pathlib import Path
 from time import perf_counter
 
 from tdalib import models, store
-from tdalib.data import ROOT
+from tdalib.data import NOTEBOOKS
 from tdalib.options import one_line
 from tdalib.params import Params
 
-NOTEBOOK = ROOT / "notebooks" / "10_run_experiment.ipynb"
+NOTEBOOK = NOTEBOOKS / "10_run_experiment.ipynb"
 BROKE, WRONG, INTERRUPTED = 1, 2, 130  # exit codes
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tdalib import data
+from tdalib import Recipe, attribute, data, deep_ensemble
 
 
 @pytest.mark.parametrize(("name", "classes", "shape"), [("mnist3", 3, (1, 28, 28)), ("cifar10", 10, (3, 32, 32))])
@@ -72,6 +72,9 @@ def test_own_file(tmp_path):
     assert task.name == "mine" and len(task.x_train) == 3
 
 
+same_pixels = pytest.mark.filterwarnings("ignore:.*test images are among the train images")
+
+
 def picture(path, side=(40, 60), colour=(200, 30, 90), mode="RGB"):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", side, colour).convert(mode).save(path)
@@ -86,6 +89,7 @@ def pictures(tmp_path):
     return tmp_path
 
 
+@same_pixels
 def test_folder_of_class_folders_is_divided(pictures):
     asked = {"test_per_class": 2, "size": 24, "resize": 30, "seed": 1}
     task = data.from_folder(pictures, train_per_class=3, **asked)
@@ -113,6 +117,7 @@ def test_folder_with_a_train_and_a_test_folder(pictures, tmp_path):
     assert (task.x_test[:, 0] > 0.9).all() and (task.x_train[:, 0] < 0.9).all()
 
 
+@same_pixels
 def test_class_folders_may_be_nested_and_pictures_are_turned_upright(pictures):
     (pictures / "cat" / "2020").mkdir()
     exif = Image.Exif()
@@ -128,12 +133,13 @@ def test_class_folders_may_be_nested_and_pictures_are_turned_upright(pictures):
     assert upper.mean() > 0.9 and lower.mean() < -0.9
 
 
+@same_pixels
 def test_folders_for_other_splits_are_refused(pictures):
     for split, names in (("train", ("cat", "dog")), ("val", ("cat", "dog"))):
         for name in names:
             picture(pictures / "photos" / split / name / "a.png")
     with pytest.raises(
-        ValueError, match="photos/test has no class folders; it needs a folder of images for each class"
+        ValueError, match="photos/test is not there; beside train there must be a folder test, of the same classes"
     ):
         data.from_folder(pictures / "photos", train_per_class=1, test_per_class=1)
     picture(pictures / "photos" / "test" / "dog" / "a.png")
@@ -141,6 +147,7 @@ def test_folders_for_other_splits_are_refused(pictures):
         data.from_folder(pictures / "photos", train_per_class=1, test_per_class=1)
 
 
+@same_pixels
 def test_a_picture_is_cut_out_of_the_middle(tmp_path):
     for name in "ab":
         for k in range(2):
@@ -153,6 +160,7 @@ def test_a_picture_is_cut_out_of_the_middle(tmp_path):
     assert (task.x_train[0] == 1).all() and (task.x_train[1] == -1).all()
 
 
+@same_pixels
 def test_bad_folders_are_refused(pictures):
     def read(**changes):
         return data.from_folder(pictures, **{"train_per_class": 4, "test_per_class": 2} | changes)
@@ -184,6 +192,66 @@ def test_bad_folders_are_refused(pictures):
         read()
     with pytest.raises(ValueError, match="has no class folders; it needs a folder of images for each class"):
         data.from_folder(pictures / "empty", train_per_class=1, test_per_class=1)
+
+
+HIDDEN = [
+    ".ipynb_checkpoints/cat/1-checkpoint.png", "cat/.ipynb_checkpoints/1-checkpoint.png", "__MACOSX/cat/1.png",
+    "cat/._1.png", "cat/__MACOSX/1.png", ".thumbnails/1.png", "dog/.hidden/deep/1.png",
+]  # fmt: skip
+
+
+def test_hidden_files_and_folders_are_no_points(pictures):
+    asked = {"train_per_class": 4, "test_per_class": 2, "size": 8}
+    before = data.from_folder(pictures, **asked)
+    for name in HIDDEN:
+        picture(pictures / name)
+    after = data.from_folder(pictures, **asked)
+    assert after.classes == ("cat", "dog") and after.fingerprint() == before.fingerprint()
+
+
+def test_a_row_says_which_file_it_is(pictures):
+    task = data.from_folder(pictures, train_per_class=4, test_per_class=2, size=8)
+    files = [*task.train.labels["file"], *task.test.labels["file"]]
+    assert set(files) == {f"cat/{k}.png" for k in range(6)} | {f"dog/{k}.jpg" for k in range(6)}
+    for file, x in zip(task.train.labels["file"][:4], task.x_train, strict=False):
+        torch.testing.assert_close(x[0], torch.full((8, 8), 10 * int(file[4]) / 127.5 - 1))
+    posterior = deep_ensemble("logreg", task, Recipe(epochs=1), members=1, checkpoints=1)
+    result = attribute(posterior, "gd", workers=1)
+    assert result.train_file.values.tolist() == files[:8]
+
+
+def test_files_of_other_endings_are_named(pictures):
+    (pictures / "cat" / "notes.txt").touch()
+    (pictures / "dog" / "new.HEIC").touch()
+    with pytest.warns(UserWarning, match=r"2 files are no images by their endings \(.HEIC, .txt\) and are left out"):
+        task = data.from_folder(pictures, train_per_class=4, test_per_class=2, size=8)
+    assert len(task.train) == 8
+
+
+def test_a_copy_in_the_other_split_is_named(pictures):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            picture(pictures / "photos" / split / name / f"{split}.png", colour=(len(split), len(name), ord(name[0])))
+    shutil.copy(pictures / "photos/train/cat/train.png", pictures / "photos/test/cat/test.png")
+    with pytest.warns(UserWarning, match="1 test images are among the train images too, such as test/cat/test.png is "):
+        data.from_folder(pictures / "photos", train_per_class=1, test_per_class=1)
+
+
+@pytest.mark.parametrize(("names", "said"), [
+    (("Train", "Test"), "'Test' is no class; name the folders of the splits train and test"),
+    (("TRAIN", "val"), "'TRAIN' is no class"),
+])  # fmt: skip
+def test_folders_of_splits_are_no_classes(tmp_path, names, said):
+    for name in names:
+        picture(tmp_path / name / "cat" / "a.png")
+    with pytest.raises(ValueError, match=said):
+        data.from_folder(tmp_path, train_per_class=1, test_per_class=1)
+
+
+@pytest.mark.parametrize("size", [100_000, 1025, 0, -3, 2.5, "big"])
+def test_an_impossible_size_is_refused(pictures, size):
+    with pytest.raises(ValueError, match="from_folder.size"):
+        data.from_folder(pictures, train_per_class=1, test_per_class=1, size=size)
 
 
 def test_full_set_of_torchvision_from_its_files(tmp_path, monkeypatch):

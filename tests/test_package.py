@@ -1,9 +1,12 @@
 """What a newcomer meets first: the two environment files, the import, the README's code."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from unittest.mock import patch
 
 import matplotlib.pyplot as plt
@@ -12,7 +15,7 @@ import yaml
 from PIL import Image
 
 from tdalib import attributors, models
-from tdalib.data import ROOT, sources
+from tdalib.data import ROOT, places
 
 CONDA_NAMES = {"torch": "pytorch"}
 
@@ -60,11 +63,13 @@ def test_citation_names_the_paper():
 def test_readme_code_runs(monkeypatch, tmp_path):
     """Every Python block of the README, in order, in one namespace; with a folder of photos where it has one."""
     monkeypatch.setattr(plt, "show", lambda: None)
-    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    monkeypatch.setattr(places, "ROOT", tmp_path)
     for animal, colour in (("cat", "grey"), ("dog", "brown")):
         (tmp_path / "photos" / animal).mkdir(parents=True)
         for k in range(8):
-            Image.new("RGB", (40 + 5 * k, 50), colour).save(tmp_path / "photos" / animal / f"{k}.jpg")
+            Image.effect_noise((40 + 5 * k, 50), 10 * k + len(animal + colour)).save(
+                tmp_path / "photos" / animal / f"{k}.jpg"
+            )
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     assert len(blocks) >= 3
     names = {}
@@ -78,3 +83,48 @@ def test_readme_commands_name_files_that_exist():
     readme = (ROOT / "README.md").read_text()
     for path in re.findall(r"(?:params|notebooks)/[\w/.-]+\.\w+", readme):
         assert (ROOT / path).exists(), path
+
+
+def test_every_folder_of_the_package_is_installed():
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    inside = [entry.name for entry in (ROOT / "tdalib").iterdir() if entry.is_dir() and entry.name != "__pycache__"]
+    assert sorted(packages) == sorted(["tdalib", "tdalib.notebooks", *(f"tdalib.{name}" for name in inside)])
+
+
+INSTALLED = """
+name: here
+train_per_class: 2
+test_per_class: 2
+model: logreg
+epochs: 2
+members: 2
+checkpoints: 1
+methods: [gd, loo]
+workers: 1
+"""
+
+
+@pytest.mark.slow
+def test_a_wheel_runs_where_no_checkout_is(tmp_path):
+    """The runner's notebook comes along, and results land in the working directory."""
+    source, place, work = tmp_path / "source", tmp_path / "place", tmp_path / "work"
+    ignored = shutil.ignore_patterns(".git", ".venv", "results", "*.zarr", "build", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path / "wheels", source], check=True)
+    (wheel,) = (tmp_path / "wheels").glob("tdalib-*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(place)
+    work.mkdir()
+    (work / "here.yaml").write_text(INSTALLED)
+    before = {file.relative_to(place) for file in place.rglob("*") if "__pycache__" not in file.parts}
+    python = [sys.executable, "-m"]
+    asked = {"cwd": work, "env": os.environ | {"PYTHONPATH": str(place)}, "check": True}
+    where = subprocess.run(
+        [sys.executable, "-c", "import tdalib; print(tdalib.__file__)"], capture_output=True, text=True, **asked
+    )
+    assert where.stdout.startswith(str(place))
+    subprocess.run([*python, "tdalib.run", "here.yaml"], **asked)
+    subprocess.run([*python, "tdalib.report", "results/here.zarr"], **asked)
+    assert {file.name for file in (work / "results").iterdir()} >= {"here.zarr", "here.ipynb", "here.html"}
+    assert before == {file.relative_to(place) for file in place.rglob("*") if "__pycache__" not in file.parts}

@@ -1,18 +1,18 @@
 """Texts: passages as token ids and a mask."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from tdalib import objectives
-from tdalib.data.sources import fetched, register
+from tdalib.data.places import PACKAGE, fetched
+from tdalib.data.sources import register
 from tdalib.data.task import SPLITS, Task, from_arrays
 from tdalib.options import Count, Natural, one_line
 
-SOTU = Path(__file__).parents[1] / "datasets" / "sotu3.csv"
-TOKENIZER = Path(__file__).parents[1] / "backbones" / "bert_sotu"
+SOTU = PACKAGE / "datasets" / "sotu3.csv"
+TOKENIZER = PACKAGE / "backbones" / "bert_sotu"
 LENGTH = 64  # tokens of a passage, at most
 
 
@@ -65,6 +65,8 @@ def from_texts(
         for k, passage in enumerate(passages):
             if not isinstance(passage, str) or not passage.strip():
                 raise ValueError(f"text {k} of {split} is {passage!r}; every text must be a string that is not empty")
+    if (labels is None) != (test_labels is None):
+        raise ValueError("labels and test_labels: one is None; give both, or none for an objective such as next_token")
     if labels is None and (objective is None or objectives.get(objective).targets_of is None):
         raise ValueError("labels: None is for an objective about the texts themselves, such as next_token")
     if labels is None:
