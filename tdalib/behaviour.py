@@ -6,13 +6,15 @@ that starts at 0 would hide the others.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tdalib.data import Inputs, Task, chosen
+from tdalib.data import PACKAGE, Inputs, Task, chosen
 from tdalib.networks import State, forward, seeded, set_state, state_of, to_training
 from tdalib.options import one_line
 
@@ -34,7 +36,8 @@ def check_network(build: Build, task: Task, seed: int) -> Behaviour:
         kept from one pass to the next; or it fails on the points.
     """
     some, others = _few(task)
-    network, again = _shaken(build(task, seed)), _shaken(build(task, seed))
+    with named("the model's function"):
+        network, again = _shaken(build(task, seed)), _shaken(build(task, seed))
     start = state_of(network)
     given = _in_use(network, some)
     task.check_outputs(given)
@@ -91,11 +94,11 @@ def named(who: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # it can raise anything
-        said = one_line(error)
-        if isinstance(error, ValueError) and who.split()[-1].strip("'") in said:
+        raised_in = Path(extract_tb(error.__traceback__)[-1].filename)
+        if isinstance(error, ValueError) and raised_in.is_relative_to(PACKAGE):  # a sentence of our own
             raise
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(f"{who} fails on a few points: {kind}{said}") from error
+        raise ValueError(f"{who} fails on a few points: {kind}{one_line(error)}") from error
 
 
 def _few(task: Task) -> tuple[Inputs, Inputs]:

@@ -17,7 +17,8 @@ def _number(value: Any) -> Any:
 
 
 Whole = Annotated[int, BeforeValidator(_number), Field(strict=True)]
-Count = Annotated[Whole, Field(ge=1)]
+Count = Annotated[Whole, Field(ge=1, le=1_000_000)]
+Members = Annotated[Whole, Field(ge=1, le=10_000)]
 Natural = Annotated[Whole, Field(ge=0)]  # 0 is possible: seeds, epochs that are let go
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]  # YAML 1.1 reads 1e-3 as a string
 Positive = Annotated[Number, Field(gt=0)]

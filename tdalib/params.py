@@ -12,7 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError, create_
 from tdalib import attributors, data, models, objectives, samplers
 from tdalib.data import Task, resolve
 from tdalib.experiment import Experiment
-from tdalib.options import Count, Natural, check, one_line, options_of, sentence
+from tdalib.options import Count, Members, Natural, check, one_line, options_of, sentence
 from tdalib.samplers import Posterior
 from tdalib.training import Recipe
 from tdalib.workers import Device
@@ -61,7 +61,7 @@ class Params(OfRecipe):
     model_options: dict[str, Any] = {}
     sampler: Annotated[str, _known(samplers.get)] = "deep_ensemble"
     sampler_options: dict[str, Any] = {}
-    members: Count = 10
+    members: Members = 10
     checkpoints: Count = 5
     methods: Annotated[list[Name], Field(min_length=1)] = ["loo", "ats", "if", "gd", "gc"]
     method_options: dict[str, dict[str, Any]] = {}
@@ -91,7 +91,7 @@ class Params(OfRecipe):
     def read(cls, path: Path | str) -> "Params":
         """Params from a YAML file, which holds only what differs from the defaults; `name` is the file's by default."""
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            values = yaml.load(Path(path).read_text(encoding="utf-8"), _EachKeyOnce)
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"the params file cannot be read as YAML: {one_line(error)}") from None
         if not isinstance(values, dict) or not values:
@@ -151,6 +151,17 @@ class Params(OfRecipe):
             params=self.model_dump(exclude={"name", "store", "plan_only"} | where),  # what the numbers depend on
             **self.model_dump(include=where),
         )
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML's safe loader, in which a key that stands twice is an error and not the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """A mapping, if each of its keys stands once."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(problem=f"key {twice[0]!r} stands twice")
+        return super().construct_mapping(node, deep)
 
 
 def _checked(name: str, function: Callable, given: dict) -> dict:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tdalib import models
 from tdalib.data import Task
 from tdalib.networks import State, Theta, fingerprint, state_of
-from tdalib.options import Count, Natural
+from tdalib.options import Count, Members, Natural
 from tdalib.registry import Registry
 from tdalib.samplers.draw import Draw, Draws
 from tdalib.training import Recipe, Training, follow, known
@@ -39,7 +39,7 @@ def register(name: str, *, checkpoints: int = 5) -> Callable[[Callable], Callabl
             task: Task,
             recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
             *,
-            members: Count = 10,
+            members: Members = 10,
             checkpoints: Count = checkpoints,
             seed: Natural = 0,
             stack: Count | None = None,
