@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tdalib.data import PACKAGE, Inputs, Task, chosen
+from tdalib.data import PACKAGE, Inputs, Task, chosen, tensors
 from tdalib.networks import State, forward, seeded, set_state, state_of, to_training
 from tdalib.options import one_line
 
@@ -36,11 +36,12 @@ def check_network(build: Build, task: Task, seed: int) -> Behaviour:
         kept from one pass to the next; or it fails on the points.
     """
     some, others = _few(task)
-    with named("the model's function"):
-        network, again = _shaken(build(task, seed)), _shaken(build(task, seed))
+    network, again = _shaken(build(task, seed)), _shaken(build(task, seed))
     start = state_of(network)
     given = _in_use(network, some)
-    task.check_outputs(given)
+    _check_outputs(given, task, len(tensors(some)[0]))
+    if not _alike(given, _in_use(network, some)):
+        raise ValueError("the model gives other outputs at each call, in eval mode too; only training may be random")
     in_training, rest = _in_training(network, some, start), state_of(network).rest
     if not (_same(start, state_of(again)) and _alike(in_training, _in_training(again, some, start))):
         raise ValueError(
@@ -82,6 +83,16 @@ def same_start(build: Build, task: Task, seeds: list[int]) -> bool:
     return len(seeds) > 1 and _same(*(state_of(build(task, seed)) for seed in seeds[:2]))
 
 
+def _check_outputs(outputs: Tensor, task: Task, n: int) -> None:
+    """Refuse outputs of n points that are none."""
+    if outputs.shape[:1] != (n,):
+        raise ValueError(f"the model gives outputs of shape {tuple(outputs.shape)} for {n} points; give (points, ...)")
+    if not outputs.is_floating_point() or outputs.isnan().any():
+        kind = "NaN" if outputs.is_floating_point() else str(outputs.dtype).removeprefix("torch.")
+        raise ValueError(f"the model gives outputs that are {kind}; they must be floats")
+    task.check_outputs(outputs)
+
+
 @contextmanager
 def named(who: str) -> Iterator[None]:
     """What goes wrong in code of one's own is said in one sentence that begins with its name.
@@ -95,10 +106,10 @@ def named(who: str) -> Iterator[None]:
         yield
     except Exception as error:  # it can raise anything
         raised_in = Path(extract_tb(error.__traceback__)[-1].filename)
-        if isinstance(error, ValueError) and raised_in.is_relative_to(PACKAGE):  # a sentence of our own
-            raise
+        if isinstance(error, ValueError | RuntimeError) and raised_in.is_relative_to(PACKAGE):
+            raise  # a sentence of our own
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(f"{who} fails on a few points: {kind}{one_line(error)}") from error
+        raise ValueError(f"{who} fails: {kind}{one_line(error)}") from error
 
 
 def _few(task: Task) -> tuple[Inputs, Inputs]:
@@ -124,8 +135,11 @@ def _in_use(network: nn.Module, inputs: Inputs) -> Tensor:
 def _in_training(network: nn.Module, inputs: Inputs, start: State) -> Tensor:
     set_state(network, start)
     to_training(network)
-    with torch.no_grad(), named("the model"), seeded(0, next(network.parameters()).device):
-        return forward(network, inputs)
+    with torch.enable_grad(), named("the model"), seeded(0, next(network.parameters()).device):
+        outputs = forward(network, inputs)
+    if not outputs.requires_grad:
+        raise ValueError("the model's outputs have no gradient in its parameters; they must be a function of these")
+    return outputs.detach()
 
 
 def _same(one: State, other: State) -> bool:

@@ -17,11 +17,20 @@ from tqdm import tqdm
 from tdalib import attributors, removals, result, stats, store
 from tdalib.behaviour import Behaviour, same_start
 from tdalib.data import resolve
-from tdalib.options import Count, check
+from tdalib.options import Workers, check
 from tdalib.plan import COLUMNS, measure, table
 from tdalib.samplers import Posterior
 from tdalib.units import Work, draw_member, job, probe
 from tdalib.workers import Device, Shared, check_scheduler, exact_repeat, parallel, resolve_device
+
+OPTIONS = {
+    "methods": str | list[str] | tuple[str, ...],
+    "options": dict[str, dict] | None,
+    "params": dict | None,
+    "device": Device,
+    "workers": Workers | None,
+    "scheduler": str | None,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +70,10 @@ class Experiment:
     scheduler: str | None = None
 
     def __post_init__(self) -> None:
-        check("", {"workers": Count | None, "device": Device}, {"workers": self.workers, "device": self.device})
+        if not isinstance(self.posterior, Posterior):
+            kind = type(self.posterior).__name__
+            raise ValueError(f"posterior: a {kind} is not possible; give what a sampler gives, such as deep_ensemble")
+        check("", OPTIONS, {name: getattr(self, name) for name in OPTIONS})
 
     def check(self) -> None:
         """Do everything that can fail on what is asked for, and write nothing.
@@ -164,8 +176,9 @@ class Experiment:
 
     @cached_property
     def _behaviour(self) -> Behaviour:
+        found = probe(self._work)
         _check_start(self.posterior)
-        return probe(self._work)
+        return found
 
     @cached_property
     def _empty(self) -> xr.Dataset:

@@ -18,6 +18,7 @@ def _number(value: Any) -> Any:
 
 Whole = Annotated[int, BeforeValidator(_number), Field(strict=True)]
 Count = Annotated[Whole, Field(ge=1, le=1_000_000)]
+Workers = Annotated[Whole, Field(ge=1, le=1_024)]
 Members = Annotated[Whole, Field(ge=1, le=10_000)]
 Natural = Annotated[Whole, Field(ge=0)]  # 0 is possible: seeds, epochs that are let go
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]  # YAML 1.1 reads 1e-3 as a string
@@ -26,12 +27,14 @@ NonNegative = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[NonNegative, Field(lt=1)]
 
 OPTIONS = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+OF_TYPES = ("str", "int", "float", "list", "tuple", "dict")  # pydantic names the type in a union so
 ARGUMENTS = ("recipe", "removed")  # what the library itself hands to a function; all else with a default is an option
 
 
 def sentence(error: Mapping[str, Any], keys: Iterable[str], owner: str = "") -> str:
     """One of pydantic's errors in a line that names the key, of the owner's `keys`, and what is allowed."""
-    key = ".".join(map(str, (owner, *error["loc"]) if owner else error["loc"]))
+    path = [str(part) for part in error["loc"] if str(part) not in OF_TYPES and "[" not in str(part)]
+    key = ".".join([owner, *path] if owner else path)
     if error["type"] == "extra_forbidden" and owner:
         return f"{owner} has no option {error['loc'][0]!r}; it has {', '.join(keys) or 'none'}"
     if error["type"] == "extra_forbidden":

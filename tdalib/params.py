@@ -12,7 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError, create_
 from tdalib import attributors, data, models, objectives, samplers
 from tdalib.data import Task, resolve
 from tdalib.experiment import Experiment
-from tdalib.options import Count, Members, Natural, check, one_line, options_of, sentence
+from tdalib.options import Count, Members, Natural, Workers, check, one_line, options_of, sentence
 from tdalib.samplers import Posterior
 from tdalib.training import Recipe
 from tdalib.workers import Device
@@ -68,7 +68,7 @@ class Params(OfRecipe):
     removals: dict[str, Any] | None = None
     seed: Natural = 0
     device: Device = "auto"
-    workers: Count | None = None
+    workers: Workers | None = None
     scheduler: Annotated[str, _must(r"^local$|:\d+$", "be local or a dask scheduler, host:port")] | None = None
     store: Annotated[str, _must(r"\.zarr/?$", "end in .zarr")] | None = None
     plan_only: Annotated[bool, Field(strict=True)] = False

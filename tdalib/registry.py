@@ -11,11 +11,24 @@ class Registry(dict[str, Any]):
 
     def __init__(self, kind: str, make: Callable = lambda name, function: function):
         self.kind, self.make = kind, make
+        self.ours: set[str] = set()
 
     def register(self, name: str, **facts: Any) -> Callable[[Callable], Callable]:
-        """Decorator: make a function known as `name`; its options are checked from then on."""
+        """Decorator: make a function known as `name`; its options are checked from then on.
+
+        Raises
+        ------
+        ValueError
+            It is no function, or the name is one of tdalib's own.
+        """
 
         def decorate(function: Callable) -> Callable:
+            if not isinstance(name, str) or not callable(function):
+                raise ValueError(f"{self.kind} {name!r}: {function!r} is no function; register a function by a name")
+            is_ours = getattr(function, "__module__", "").startswith("tdalib.")
+            if name in self.ours and not is_ours:
+                raise ValueError(f"{self.kind} {name!r} is tdalib's own; register yours by another name")
+            self.ours |= {name} if is_ours else set()
             function = options.checked(function, name)
             self[name] = self.make(name, function, **facts)
             return function

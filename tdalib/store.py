@@ -131,10 +131,11 @@ def held(path: Path) -> Iterator[None]:
 
 def check(path: Path, empty: xr.Dataset) -> None:
     """Refuse a place where no store can lie, or one made with other params, data or code, naming what differs."""
-    blocked = [parent for parent in path.parents if parent.exists() and not parent.is_dir()]
+    with _writing(path):  # to ask after a name can fail too, if it is too long
+        blocked = [parent for parent in path.parents if parent.exists() and not parent.is_dir()]
+        ground = next(parent for parent in (path, *path.parents) if parent.exists())
     if blocked:
         raise ValueError(f"store {path}: {blocked[0]} is a file; choose another place")
-    ground = next(parent for parent in (path, *path.parents) if parent.exists())
     if not os.access(ground, os.W_OK):
         raise ValueError(f"store {path}: nothing can be written in {ground}; choose another place")
     if not path.exists():
@@ -159,16 +160,20 @@ def open_result(path: Path | str) -> xr.Dataset:
         The folder is no store. Here or when the values are read: a chunk, which the sentence names, is damaged.
     """
     path = resolve(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"no store at {path}; make one: python -m tdalib.run params/{path.stem}.yaml")
-    if not (path / "zarr.json").is_file():
-        raise ValueError(f"{path} is a folder, but not a tdalib store")
+    _check_there(path)
     _check_metadata(path)
+    if not (path / "zarr.json").is_file() or "params" not in zarr.open_group(path, mode="r").attrs:
+        raise ValueError(f"{path} is a folder, but not a tdalib store")
     _check_fill(path)
     result = xr.open_zarr(checksums.Verified(path, read_only=True))
     for name in missing(path, result):
         raise ValueError(f"store {path} lacks its {name}; the run that made the store writes it again")
     return result.assign_coords(result.coords.to_dataset().load().coords)
+
+
+def _check_there(path: Path) -> None:
+    if not path.is_dir():
+        raise FileNotFoundError(f"no store at {path}; make one: python -m tdalib.run params/{path.stem}.yaml")
 
 
 def merge(paths: Sequence[Path | str]) -> xr.Dataset:
@@ -184,9 +189,9 @@ def merge(paths: Sequence[Path | str]) -> xr.Dataset:
     ValueError
         What `open_result` raises, or runs that differ in more than their seeds.
     """
+    if isinstance(paths, str | Path) or not paths:
+        raise ValueError("merge: give a list of stores, one at least")
     results = [open_result(path) for path in paths]
-    if not results:
-        raise ValueError("merge: no store is given; it takes one at least")
     first = identity.read(results[0].attrs)
     parts, seen = [], set()
     for path, result in zip(paths, results, strict=True):
@@ -233,6 +238,7 @@ def is_done(path: Path, name: str, chunk: tuple[int, ...]) -> bool:
 
 def damaged(path: Path | str) -> list[str]:
     """The chunks and metadata whose bytes are not those that were written, by their checksum; all is read."""
+    _check_there(resolve(path))
     return checksums.damaged_metadata(resolve(path)) + checksums.damaged_chunks(resolve(path))
 
 
@@ -242,6 +248,7 @@ def repair(path: Path | str) -> list[str]:
     The run which made the store computes the chunks again.
     """
     path = resolve(path)
+    _check_there(path)
     with held(path):
         names = checksums.restore_metadata(path)
         for name in checksums.damaged_chunks(path):

@@ -140,12 +140,11 @@ def probe(work: Work) -> Behaviour:
         found["losses"] = torch.stack([draw.losses(small.posterior.task.test) for draw in draws]).cpu().numpy()
         check_finite(found["losses"], "the test loss after two steps")
         for name, method in small.methods.items():
-            with named(f"method {name!r}"):
-                if method.scope == "retrain":
-                    values, _ = losses_without(small, 0, name, few)
-                else:
-                    values = estimated(small, name, {0: draws})[0]
-                check_finite(values, f"what method {name!r} gives")
+            if method.scope == "retrain":
+                values, _ = losses_without(small, 0, name, few)
+            else:
+                values = estimated(small, name, {0: draws})[0]
+            check_finite(values, f"what method {name!r} gives")
             found[f"numbers by {name}"] = values
     return found
 
@@ -180,7 +179,8 @@ def retrain(shared: Shared, unit: Unit, losses_at_theta: dict[int, np.ndarray]) 
 def losses_without(work: Work, member: int, name: str, removals: Removals) -> tuple[np.ndarray, np.ndarray | None]:
     """Test losses without what is removed, (draw, removal, test), and what to compare with if it is not the draw."""
     method, posterior = work.methods[name], replace(work.posterior, task=work.posterior.task.copy())
-    values = method.function(posterior, member, removals.weights(), **deepcopy(work.options[name]))
+    with named(f"method {name!r}"):
+        values = method.function(posterior, member, removals.weights(), **deepcopy(work.options[name]))
     without, control = values if isinstance(values, tuple) else (values, None)
     draws, test = posterior.checkpoints, len(posterior.task.test)
     without = _array(method, without, [(draws, len(removals), test)])
@@ -224,7 +224,8 @@ def _asked(work: Work, name: str, seen: Any, leading: list[tuple]) -> np.ndarray
         raise ValueError(f"method {name!r} does not say what a set is to it: register it with sets")
     removed = {"removed": deepcopy(sets)} if method.sets == "own" else {}
     rows = len(sets) if removed else len(task.train)
-    tau = method.function(seen, task, **removed, **deepcopy(work.options[name]))
+    with named(f"method {name!r}"):
+        tau = method.function(seen, task, **removed, **deepcopy(work.options[name]))
     tau = _array(method, tau, [(*axes, rows, len(task.test)) for axes in leading])
     return tau if removed else np.stack([tau[..., of_set, :].sum(-2) for of_set in sets], -2)
 
@@ -234,8 +235,8 @@ def _array(method: Method, values: Any, shapes: list[tuple]) -> np.ndarray:
     what, needed = "losses" if method.scope == "retrain" else "τ", " or ".join(map(str, shapes))
     if not isinstance(values, torch.Tensor):
         raise ValueError(f"method {method.name!r} gave a {type(values).__name__} where a tensor {needed} is needed")
-    if values.is_complex():
-        raise ValueError(f"method {method.name!r} gave complex {what}; they must be real numbers")
+    if values.is_complex() or values.layout != torch.strided or values.is_meta:
+        raise ValueError(f"method {method.name!r} gave {what} that are complex, sparse or meta; give real, dense ones")
     if tuple(values.shape) not in shapes:
         raise ValueError(f"method {method.name!r} gave {what} of shape {tuple(values.shape)} where {needed} is needed")
     return values.detach().cpu().numpy()
@@ -245,7 +246,8 @@ def _chunks(work: Work, unit: Unit, member: int, variables: dict[str, np.ndarray
     """The unit's chunks of variables of one member, whose values (draw, removal, test) are from removal `first` on."""
     for name, block in product(variables, unit.blocks):
         where = work.blocks[block]
-        part = variables[name][:, where.start - first : where.stop - first].astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
+            part = variables[name][:, where.start - first : where.stop - first].astype(np.float32, copy=False)
         check_finite(part, f"{name} of member {member} by {unit.method}")
         part = part[..., None] if name == "tau" else part
         yield name, work.chunk(name, member, block, unit.method), part

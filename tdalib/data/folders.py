@@ -60,6 +60,8 @@ def from_folder(
     if size > resize:
         raise ValueError(f"size: {size} is not possible; it must be at least 1, and resize no less")
     folder = resolve(path)
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}; it needs a folder of images for each class")
     if (folder / "train").is_dir():
         of_train, of_test = (_images(folder / split, size, resize) for split in SPLITS)
         if of_train.classes != of_test.classes:

@@ -13,7 +13,14 @@ def resolve(path: Path | str) -> Path:
 
     `~` is their home; a relative one starts at the repository root, or at the working directory where tdalib is
     installed without one.
+
+    Raises
+    ------
+    ValueError
+        It is no path.
     """
+    if not isinstance(path, str | Path) or str(path) == "" or "\0" in str(path):
+        raise ValueError(f"{path!r} is no path; give a string or a pathlib.Path")
     return (ROOT or Path.cwd()) / Path(path).expanduser()
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from tdalib import objectives
 from tdalib.data.points import Points, of_each, tensors
 from tdalib.objectives import Objective
+from tdalib.options import one_line
 
 SPLITS = ("train", "test")
 
@@ -57,7 +59,8 @@ class Task:
     def check_outputs(self, outputs: Tensor) -> None:
         """Refuse outputs of a network, (points, ...), that are fewer than the classes."""
         if self.classes and outputs[0].numel() < self.outputs:
-            raise ValueError(f"the model has {outputs[0].numel()} outputs; the targets need at least {self.outputs}")
+            count, classes = outputs[0].numel(), self.outputs
+            raise ValueError(f"the model has {count} outputs; the {classes} classes need one each, {classes} in all")
 
     def to(self, where: str | torch.dtype) -> "Task":
         """The same task on another device, or with another type of its floats."""
@@ -118,7 +121,7 @@ def from_arrays(
         Shapes that do not fit, a value that is not finite, a label out of range, a class without a train point,
         one class alone.
     """
-    x, y = {"train": x_train, "test": x_test}, {"train": np.asarray(y_train), "test": np.asarray(y_test)}
+    x, y = {"train": x_train, "test": x_test}, {"train": _array(y_train, "y_train"), "test": _array(y_test, "y_test")}
     index = {"train": train_index, "test": test_index}
     points = {split: _points(x[split], y[split], index[split], split) for split in SPLITS}
     for key, part in (("x", "inputs"), ("y", "targets")):
@@ -129,6 +132,8 @@ def from_arrays(
     if are_classes(y["train"]):
         count = min(y["train"].max(), len(y["train"])) + 1  # a label beyond that is out of range
         names = tuple(map(str, range(count) if classes is None else np.atleast_1d(classes)))
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"classes names {twice[0]!r} twice; each class needs a name of its own")
         if len(names) < 2:
             raise ValueError("all points are of one class; a classifier needs two or more")
         for split in SPLITS:
@@ -137,13 +142,21 @@ def from_arrays(
             points[split].labels["label"] = y[split].astype(np.int64)
             points[split].labels["class"] = np.array(names, object)[y[split]]
         class_counts(y["train"], names, "train")
+    if not isinstance(labels or {}, dict):
+        raise ValueError("labels must be a dict: name → (values of the train points, values of the test points)")
     for key, of_splits in (labels or {}).items():
+        if key in points["train"].labels:
+            raise ValueError(f"labels: {key!r} is known of each point already; choose another name")
+        if not isinstance(of_splits, tuple | list) or len(of_splits) != 2:
+            raise ValueError(f"labels[{key!r}] must be two: values of the train points, and of the test points")
         for split, values in zip(SPLITS, of_splits, strict=True):
             points[split].labels[key] = _label(values, len(y[split]), f"labels[{key!r}]")
     default = "squared_error" if y["train"].dtype.kind == "f" else "cross_entropy"
     known = objectives.get(default if objective is None else objective)
     if known.likelihood == "classification" and not are_classes(y["train"]):
         raise ValueError(f"objective {known.name!r} needs classes as targets, whole numbers of shape (n,)")
+    if known.likelihood == "regression" and y["train"].dtype.kind != "f":
+        raise ValueError(f"objective {known.name!r} needs values as targets, floats")
     return under(Task(**points, objective=known, name=name, classes=names), known)
 
 
@@ -172,9 +185,11 @@ def class_counts(targets: np.ndarray, classes: Sequence[str], split: str) -> np.
 
 def _points(x: Arrays, targets: np.ndarray, index: np.typing.ArrayLike | None, split: str) -> Points:
     """Points of one split, whatever is wrong with them alone refused."""
+    if isinstance(x, dict) and not x:
+        raise ValueError(f"x_{split} is a dict without arrays; it needs one at least")
     arrays = {f"x_{split}[{key!r}]": part for key, part in x.items()} if isinstance(x, dict) else {f"x_{split}": x}
     for key, part in arrays.items():
-        part = np.asarray(part)
+        part = _array(part, key)
         if part.ndim < (1 if isinstance(x, dict) else 2) or len(part) == 0:
             raise ValueError(f"{key} has shape {part.shape}; it needs at least one point and one feature axis")
         if part.dtype == np.uint8 and (part.ndim < 3 or part.shape[3:] not in ((), (1,), (3,))):
@@ -189,7 +204,7 @@ def _points(x: Arrays, targets: np.ndarray, index: np.typing.ArrayLike | None, s
         raise ValueError(f"y_{split} must hold whole numbers, 0 for the first class, or floats")
     if not np.isfinite(targets).all():
         raise ValueError(f"y_{split} has a value that is not finite; every target must be a number")
-    inputs = of_each(lambda part: _tensor(np.asarray(part)), x)
+    inputs = of_each(lambda part: _tensor(_array(part, f"x_{split}")), x)
     floats = next((part.dtype for part in tensors(inputs) if part.is_floating_point()), torch.float32)
     index = _label(np.arange(len(targets)) if index is None else index, len(targets), f"{split}_index")
     if index.dtype.kind not in "iu":
@@ -198,6 +213,13 @@ def _points(x: Arrays, targets: np.ndarray, index: np.typing.ArrayLike | None, s
     if wanted.is_floating_point():  # of the inputs' type, with one axis at least
         wanted = wanted.to(floats) if wanted.ndim > 1 else wanted.to(floats)[:, None]
     return Points(inputs, wanted, {"index": index.astype(np.int64)})
+
+
+def _array(values: Any, key: str) -> np.ndarray:
+    try:
+        return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+    except Exception as error:  # numpy raises what the content makes it raise
+        raise ValueError(f"{key} is no array: {one_line(error)}") from None
 
 
 def _label(values: np.typing.ArrayLike, count: int, key: str) -> np.ndarray:

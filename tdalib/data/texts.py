@@ -1,6 +1,6 @@
 """Texts: passages as token ids and a mask."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ from tdalib import objectives
 from tdalib.data.places import PACKAGE, fetched
 from tdalib.data.sources import register
 from tdalib.data.task import SPLITS, Task, from_arrays
-from tdalib.options import Count, Natural, one_line
+from tdalib.options import Count, Natural, check, one_line
 
 SOTU = PACKAGE / "datasets" / "sotu3.csv"
 TOKENIZER = PACKAGE / "backbones" / "bert_sotu"
@@ -60,6 +60,10 @@ def from_texts(
     ValueError
         Texts that are none, labels that do not fit, a tokenizer that cannot be had.
     """
+    check("from_texts", {"length": Count}, {"length": length})
+    for passages in (texts, test_texts):
+        if isinstance(passages, str) or not isinstance(passages, Iterable):
+            raise ValueError(f"texts: a {type(passages).__name__} is not possible; give a list of strings")
     given = {"train": list(texts), "test": list(test_texts)}
     for split, passages in zip(given, given.values(), strict=True):
         for k, passage in enumerate(passages):
@@ -146,7 +150,7 @@ def _encoder(tokenizer: str | None, length: int) -> Callable[[list[str]], dict[s
         folder = TOKENIZER if tokenizer is None else fetched(tokenizer)
         known = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the hub and transformers raise what they come across
-        reason = one_line(error)
+        reason = one_line(error).split(". ")[0].removesuffix(".")
         raise ValueError(f"tokenizer {tokenizer!r} is no folder or name on the hub of one: {reason}") from None
     known.pad_token = known.pad_token or known.eos_token  # what is padded is masked, so any will do
 

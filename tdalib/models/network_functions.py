@@ -10,7 +10,9 @@ from math import gcd
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
+from tdalib.behaviour import named
 from tdalib.data import Task
 from tdalib.networks import trainable
 from tdalib.options import Count, one_line
@@ -34,10 +36,14 @@ def register(name: str) -> Callable[[Callable], Callable]:
 def _seeded(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     @wraps(function)
     def seeded(task: Task, seed: int, **options: object) -> nn.Module:
-        with _generators_at(seed):
+        with _generators_at(seed), named("the model's function"):
             given = function(task, seed, **options)
         if not isinstance(given, nn.Module):
             raise ValueError(f"the model's function gave a {type(given).__name__}; it must give an nn.Module")
+        if isinstance(given, torch.jit.ScriptModule):
+            raise ValueError("the model is of TorchScript; give the nn.Module that it was made of")
+        if any(isinstance(p, UninitializedParameter) or p.is_meta for p in given.parameters()):
+            raise ValueError("the model has parameters without numbers (of lazy layers, or on the meta device)")
         if not trainable(given):
             raise ValueError("the model has no parameter that requires a gradient; there is nothing to train")
         network = _copied(given)

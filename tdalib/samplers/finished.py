@@ -47,6 +47,8 @@ def from_checkpoints(
     ValueError
         A file that cannot be read or does not fit the network, or members with unequal numbers of checkpoints.
     """
+    if isinstance(checkpoints, Mapping | Path | str):
+        raise ValueError("checkpoints: one alone is given; give a list of files or state dicts")
     count = len(checkpoints)
     whose = np.arange(count) if members is None else members
     if isinstance(members, int):
@@ -94,6 +96,8 @@ def _read(checkpoint: Mapping[str, Tensor] | Path | str) -> Mapping[str, Tensor]
 
 def _fitting(loaded: Mapping[str, Tensor], network: nn.Module, number: int) -> State:
     """A state dict as a state of the network: θ, and all else that it holds."""
+    if inside := [name for name, value in loaded.items() if isinstance(value, Mapping)]:
+        raise ValueError(f"checkpoint {number} is no state dict, but holds dicts; give one of {', '.join(inside)}")
     try:
         network.load_state_dict(loaded)
     except RuntimeError as error:

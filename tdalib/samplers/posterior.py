@@ -57,6 +57,9 @@ def register(name: str, *, checkpoints: int = 5) -> Callable[[Callable], Callabl
             ValueError
                 An option that is not known or not possible, or more checkpoints than epochs.
             """
+            for what, value, kind in (("task", task, Task), ("recipe", recipe, Recipe)):
+                if not isinstance(value, kind):
+                    raise ValueError(f"{what}: a {type(value).__name__} is not possible; give a {kind.__name__}")
             each = tuple(Member.of(seed, k) for k in range(members))  # of its own initialisation and batch order
             start = Posterior(task, models.get(model), recipe, each, checkpoints, seed=seed, stack=stack, sampler=name)
             posterior = function(start, **options)
