@@ -116,14 +116,19 @@ def parallel(work: Any, device: str, workers: int | None, scheduler: str | None)
         if scheduler is not None:
             shared, settings = _with_cluster(work, jobs, scheduler, cleared), {"backend": "dask"}
         elif device == "cuda" or jobs == 1:
-            shared, settings = Shared(), {"backend": "sequential"}
-            _given[shared.token] = work
-            cleared.callback(_forget, shared.token)
+            shared, settings = _in_this_process(work, cleared), {"backend": "sequential"}
         else:
             shared, settings = _with_processes(work, cleared), {"backend": "loky", "n_jobs": jobs}
             settings |= {"inner_max_num_threads": 1, "initializer": _end_with, "initargs": (os.getpid(),)}
         with joblib.parallel_config(**settings), joblib.Parallel(return_as="generator_unordered") as pool:
             yield pool, shared
+
+
+def _in_this_process(work: Any, cleared: ExitStack) -> Shared:
+    shared = Shared()
+    _given[shared.token] = work
+    cleared.callback(_forget, shared.token)
+    return shared
 
 
 def _with_processes(work: Any, cleared: ExitStack) -> Shared:
@@ -140,7 +145,7 @@ def _with_cluster(work: Any, jobs: int, scheduler: str, cleared: ExitStack) -> S
 
     cluster = {"n_workers": jobs, "threads_per_worker": 1, "dashboard_address": None}
     where = cluster if scheduler == "local" else {"address": scheduler}
-    shared = Shared()
+    shared = _in_this_process(work, cleared)  # joblib gives what is for one worker to no cluster
     plugin = type("Hand", (_Hand, WorkerPlugin), {})(shared.token, _packed(work))
     client = cleared.enter_context(Client(**where))
     client.register_plugin(plugin, name=shared.token)

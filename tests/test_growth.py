@@ -26,15 +26,23 @@ from tdalib import (
     stats,
     store,
 )
+from tdalib.attributors import Method
 
 RECIPE = Recipe(epochs=2)
+
+
+@pytest.fixture(autouse=True)
+def own_methods(monkeypatch):
+    """Known for one test."""
+    of_all = Method("spread", spread, "{loss}", "posterior", "sum")
+    for method in (of_all, Method("scaled", scaled, "1", sets="sum")):
+        monkeypatch.setitem(attributors.METHODS, method.name, method)
 
 
 def ensemble(task, members=2, sampler="deep_ensemble", model="logreg", **options):
     return samplers.get(sampler)(model, task, RECIPE, members=members, checkpoints=2, **options)
 
 
-@attributors.register("spread", unit="{loss}", scope="posterior", sets="sum")
 def spread(members, task):
     """Of all members: what any of them lacks shows in the τ of every other."""
     total = sum(float(draw.losses(task.test).sum()) for draws in members for draw in draws)
@@ -141,7 +149,6 @@ def relu(task, seed):
 ACTIVATION, DROPS, FACTOR = nn.ReLU, 0.1, 1.0
 
 
-@attributors.register("scaled", unit="1", sets="sum")
 def scaled(draw, task):
     """A method that is corrected later."""
     return FACTOR * torch.outer(draw.losses(task.train), draw.losses(task.test))

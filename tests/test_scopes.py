@@ -157,8 +157,8 @@ def test_what_changes_in_training_is_part_of_the_draw(digits, stack):
 @pytest.mark.parametrize(
     ("scope", "gives", "message"),
     [
-        ("run", lambda run, task: torch.zeros(2, 1), r"'odd' gave τ of shape \(2, 1\) where \(1, 2, 1\) is needed"),
-        ("run", lambda run, task: torch.zeros(3, 2, 1), r"gave τ of shape \(3, 2, 1\) where \(1, 2, 1\) is needed"),
+        ("run", lambda run, task: torch.zeros(2, 1), r"'odd' gave τ of shape \(2, 1\) where \(2, 2, 1\) is needed"),
+        ("run", lambda run, task: torch.zeros(3, 2, 1), r"gave τ of shape \(3, 2, 1\) where \(2, 2, 1\) is needed"),
         (
             "posterior",
             lambda members, task: torch.zeros(3, 2, 1),
