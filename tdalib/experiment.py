@@ -1,7 +1,8 @@
 """Experiments: what is asked for, once, with its three verbs: check, plan and run."""
 
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -194,18 +195,28 @@ def _compute(work: Work, path: Path, pool: joblib.Parallel, shared: Shared) -> N
     units, members = work.pending(partial(store.is_done, path))
     drawn = {}
     sampling = (joblib.delayed(draw_member)(shared, k) for k in members)
-    for k, states, loss in tqdm(pool(sampling), desc="posterior", total=len(members), unit="member"):
+    for k, states, loss in _shown(pool(sampling), "posterior", len(members), "member"):
         drawn[k] = states, loss
         if not store.is_done(path, "loss", at := work.chunk("loss", k)):
             store.write(path, "loss", at, loss)
     jobs = (job(shared, unit, work.methods[unit.method], drawn) for unit in units)
-    for written in tqdm(pool(jobs), desc="attribution", total=len(units), unit="unit"):
+    for written in _shown(pool(jobs), "attribution", len(units), "unit"):
         for name, at, values in written:
             store.write(path, name, at, values)
 
 
+def _shown(steps: Iterable, what: str, total: int, unit: str) -> Iterator:
+    """The steps, with a bar of how many are done: a notebook shows what goes to stderr in red."""
+    in_notebook = type(sys.stdout).__module__.startswith("ipykernel")
+    return iter(tqdm(steps, what, total, unit=unit, file=sys.stdout if in_notebook else sys.stderr))
+
+
 def attribute(posterior: Posterior, methods: Sequence[str] | str, **asked: Any) -> xr.Dataset:
-    """`Experiment(posterior, methods, **asked).run()`: its parameters, and what that returns and raises."""
+    """`Experiment(posterior, methods, **asked).run()`: its parameters, and what that returns and raises.
+
+    Of the result, `result.tau.loc[{"method": "loo"}]` picks a method, as a dict: `tau.sel(method="loo")` gives all of
+    them back, since `method` is a keyword of `sel` itself, and their mean would mix nats with cosines.
+    """
     return Experiment(posterior, methods, **asked).run()
 
 

@@ -28,7 +28,8 @@ def execute(params: Params) -> str:
     executed, start = params.path.with_suffix(".ipynb"), perf_counter()
     values = params.model_dump(exclude_defaults=True) | {"name": params.name}
     streams = {"stdout_file": sys.stdout, "stderr_file": sys.stderr}
-    papermill.execute_notebook(NOTEBOOK, executed, values, kernel_name="python3", **streams)
+    quiet = {"progress_bar": False, "extra_arguments": ["--log-level=ERROR"]}  # the experiment shows its own progress
+    papermill.execute_notebook(NOTEBOOK, executed, values, kernel_name="python3", **streams, **quiet)
     return f"done in {(perf_counter() - start) / 60:.1f} min, see {executed}"
 
 

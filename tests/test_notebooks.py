@@ -1,6 +1,7 @@
 """Every notebook runs top to bottom with tiny params; each is committed as its kind should be."""
 
 import os
+import re
 
 import nbformat
 import numpy as np
@@ -42,6 +43,10 @@ def test_runner_leaves_store_and_executed_notebook(tmp_path, capfd):
     path = tmp_path / "tiny.yaml"
     path.write_text(f"{TINY}store: {path.with_suffix('.zarr')}\n")
     assert run.main([str(path)]) == 0
+    said = "".join(capfd.readouterr())
+    assert not re.search("Executing|WARNING|Warning", said)
+    bars = [line.split(":")[0] for line in re.split("[\r\n]+", said) if "%|" in line]
+    assert list(dict.fromkeys(bars)) == ["posterior", "attribution"]  # on lines of their own
     result = xr.open_zarr(path.with_suffix(".zarr"))
     assert result.tau.shape == (8, 9, 9, 5) and result.tau.notnull().all()
     executed = nbformat.read(path.with_suffix(".ipynb"), as_version=4)

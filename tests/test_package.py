@@ -1,5 +1,6 @@
 """What a newcomer meets first: the two environment files, the import, the README's code."""
 
+import json
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tdalib import attributors, models
+from tdalib import attribute, attributors, models
 from tdalib.data import ROOT, places
 
 CONDA_NAMES = {"torch": "pytorch"}
@@ -83,6 +84,33 @@ def test_readme_commands_name_files_that_exist():
     readme = (ROOT / "README.md").read_text()
     for path in re.findall(r"(?:params|notebooks)/[\w/.-]+\.\w+", readme):
         assert (ROOT / path).exists(), path
+
+
+PICKED = 'tau.loc[{"method": "loo"}]'
+REASON = "gives all of them back, since `method` is a keyword of `sel` itself"
+
+
+def source(path):
+    """The text of a file; of a notebook, that of its cells."""
+    if path.suffix != ".ipynb":
+        return path.read_text()
+    return "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"])
+
+
+def test_a_method_is_picked_as_a_dict_wherever_tau_is_shown():
+    """By keyword, `sel` silently selects nothing: only the sentence that says so may hold it."""
+    files = [
+        ROOT / "README.md",
+        *ROOT.glob("notebooks/*.ipynb"),
+        *ROOT.glob("tdalib/**/*.py"),
+        *ROOT.glob("tests/*.py"),
+    ]
+    for path in files:
+        for line in source(path).splitlines():
+            assert not re.search(r"\.sel\(\s*method\s*=", line.replace('`tau.sel(method="loo")`', "")), (path, line)
+    told = [ROOT / "README.md", ROOT / "notebooks/00_start_here.ipynb", ROOT / "notebooks/10_run_experiment.ipynb"]
+    for text in (*map(source, told), attribute.__doc__):
+        assert PICKED in text and REASON in " ".join(text.split())
 
 
 def test_every_folder_of_the_package_is_installed():
