@@ -12,13 +12,14 @@ from typing import Any
 
 import joblib
 import pandas as pd
+import torch
 import xarray as xr
 from tqdm import tqdm
 
 from tdalib import attributors, removals, result, stats, store
 from tdalib.behaviour import Behaviour, same_start
 from tdalib.data import resolve
-from tdalib.options import Workers, check
+from tdalib.options import Workers, check, one_line
 from tdalib.plan import COLUMNS, measure, table
 from tdalib.samplers import Posterior
 from tdalib.units import Work, draw_member, job, probe
@@ -151,9 +152,11 @@ class Experiment:
                 store.create(path, self._empty)
                 try:
                     _compute(work, path, pool, shared)
-                except BrokenExecutor:
-                    why = "a worker process was killed, perhaps for want of memory, which fewer workers save"
-                    raise RuntimeError(f"store {path}: {why}; the same run goes on from here") from None
+                except Exception as error:  # of those that are meant, libraries have no common class
+                    if (why := _want_of_memory(error)) is None:
+                        raise
+                    kept = f"store {path}: {why}; the same run goes on from here"
+                    raise RuntimeError(kept if self.path else why) from None
         whole = store.open_result(path)
         asked = {"sample": slice(self._empty.sizes["sample"]), "method": [*map(work.columns.index, work.methods)]}
         return whole if whole.sizes == self._empty.sizes and work.columns == [*work.methods] else whole.isel(asked)
@@ -203,6 +206,15 @@ def _compute(work: Work, path: Path, pool: joblib.Parallel, shared: Shared) -> N
     for written in _shown(pool(jobs), "attribution", len(units), "unit"):
         for name, at, values in written:
             store.write(path, name, at, values)
+
+
+def _want_of_memory(error: Exception) -> str | None:
+    """What to say where memory was too little; None: it was not that."""
+    if isinstance(error, BrokenExecutor):
+        return "a worker process was killed, perhaps for want of memory, which fewer workers save"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+        return f"memory is too little ({one_line(error)[:100]}); fewer workers need less"
+    return None
 
 
 def _shown(steps: Iterable, what: str, total: int, unit: str) -> Iterator:

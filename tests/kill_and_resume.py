@@ -1,7 +1,8 @@
 """Kill a run with SIGKILL at random moments, start it again, and compare the store with an undisturbed one.
 
-`python tests/kill_and_resume.py --rounds 20` says for each round when it was killed and what was there, and fails if
-a finished chunk was lost or any byte differs.
+The store grows meanwhile, by members and by methods. `python tests/kill_and_resume.py --rounds 20` says for each round
+when it was killed and what was there, and fails if a finished chunk was lost, any byte differs, or anything is left
+behind: a draft, a folder, a semaphore.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 import psutil
 
@@ -19,11 +20,15 @@ from tdalib import Recipe, attribute, data, deep_ensemble
 METHODS = ["loo", "ats", "if", "gd", "gc"]
 
 
-def work(path: Path) -> None:
-    """Some seconds of work: 6 members, 6 train blocks."""
+STEPS = [(2, METHODS[:2]), (4, METHODS[:4]), (6, METHODS)]  # members and methods; the last is the whole
+
+
+def work(path: Path, step: int) -> None:
+    """Some seconds of work: at the last step 6 members, 6 train blocks."""
+    members, methods = STEPS[step]
     task = data.load("mnist3", train_per_class=50, test_per_class=20)
-    posterior = deep_ensemble("logreg", task, Recipe(epochs=4), members=6, checkpoints=2)
-    attribute(posterior, METHODS, path=path, workers=2)
+    posterior = deep_ensemble("logreg", task, Recipe(epochs=4), members=members, checkpoints=2)
+    attribute(posterior, methods, path=path, workers=2)
 
 
 def chunk_bytes(path: Path) -> dict[str, bytes]:
@@ -32,8 +37,22 @@ def chunk_bytes(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
-def start(path: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, __file__, "--work", str(path)], stderr=subprocess.DEVNULL)
+def computed(path: Path) -> dict[str, bytes]:
+    """The chunks that were computed: coordinates change as a store grows."""
+    names = ("tau/", "loss/", "loss_without/")
+    return {name: content for name, content in chunk_bytes(path).items() if name.startswith(names)}
+
+
+def left_behind() -> set[Path]:
+    """What processes leave in shared memory and in the folder for temporary files."""
+    patterns = ("tdalib-*", "joblib_memmapping_folder_*", "sem.*", "loky-*")
+    places = {Path("/dev/shm"), Path(tempfile.gettempdir())}
+    return {entry for place in places if place.is_dir() for pattern in patterns for entry in place.glob(pattern)}
+
+
+def start(path: Path, step: int) -> subprocess.Popen:
+    python = [sys.executable, __file__, "--work", str(path), "--step", str(step)]
+    return subprocess.Popen(python, stderr=subprocess.DEVNULL)
 
 
 def kill(process: subprocess.Popen, whole_tree: bool) -> None:
@@ -47,32 +66,41 @@ def kill(process: subprocess.Popen, whole_tree: bool) -> None:
 
 
 def main(rounds: int, seed: int) -> None:
-    chance = random.Random(seed)
+    chance, before_all = random.Random(seed), left_behind()
     with tempfile.TemporaryDirectory() as folder:
-        undisturbed = Path(folder) / "undisturbed.zarr"
+        undisturbed, last = Path(folder) / "undisturbed.zarr", len(STEPS) - 1
         begun = monotonic()
-        assert start(undisturbed).wait() == 0
+        assert start(undisturbed, last).wait() == 0
         duration = monotonic() - begun
-        expected = chunk_bytes(undisturbed)
-        done, store = 0, 0
+        expected, whole = chunk_bytes(undisturbed), computed(undisturbed)
+        done, stores = 0, 0
         while done < rounds:
-            store += 1
-            path, before, finished = Path(folder) / f"killed{store}.zarr", {}, False
-            while not finished and done < rounds:
-                process, moment, whole_tree = start(path), chance.uniform(0.2, 1) * duration, chance.random() < 0.5
+            stores += 1
+            path, before, step = Path(folder) / f"killed{stores}.zarr", {}, chance.randrange(len(STEPS))
+            while step <= last and done < rounds:
+                share = len(STEPS[step][1]) * STEPS[step][0] / (len(METHODS) * STEPS[last][0])
+                moment = chance.uniform(0.2, 1) * duration * (0.5 + share / 2)
+                process, whole_tree = start(path, step), chance.random() < 0.5
                 try:
                     finished = process.wait(moment) == 0
                 except subprocess.TimeoutExpired:
                     kill(process, whole_tree)
-                    done += 1
-                now = chunk_bytes(path)
+                    done, finished = done + 1, False
+                now = computed(path)
                 assert finished or process.returncode == -9, f"the run failed with {process.returncode}"
-                assert before.items() <= now.items() <= expected.items(), "a chunk was lost or differs"
-                print(f"round {done}: {'finished' if finished else 'killed'} at {len(now)} of {len(expected)} chunks")
-                before = now
-            assert finished or start(path).wait() == 0
+                assert before.items() <= now.items() <= whole.items(), "a chunk was lost or differs"
+                what = "finished" if finished else "killed"
+                print(f"round {done}, step {step}: {what} at {len(now)} of {len(whole)} chunks", flush=True)
+                before, step = now, step + finished
+            assert start(path, last).wait() == 0
             assert chunk_bytes(path) == expected, "the resumed store differs"
-    print(f"seed {seed}: {done} kills, {store} stores, every one with the bytes of the undisturbed one")
+        assert {entry.suffix for entry in Path(folder).iterdir()} == {".zarr", ".lock"}, "a draft was left"
+    for _ in range(60):  # what a killed process had is removed by another that watches it
+        if not left_behind() - before_all:
+            break
+        sleep(1)
+    assert not left_behind() - before_all, left_behind() - before_all
+    print(f"seed {seed}: {done} kills, {stores} stores, every one with the bytes of the undisturbed one, nothing left")
 
 
 if __name__ == "__main__":
@@ -80,8 +108,9 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--step", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.work:
-        work(asked.work)
+        work(asked.work, asked.step)
     else:
         main(asked.rounds, asked.seed)

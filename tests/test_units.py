@@ -12,6 +12,9 @@ import kill_and_resume
 import numpy as np
 import psutil
 import pytest
+import torch
+from jupyter_client.manager import start_new_kernel
+from torch import nn
 
 from tdalib import Recipe, attribute, attributors, data, deep_ensemble, run, store
 
@@ -251,3 +254,58 @@ def test_blocks_of_gradients_give_what_one_block_gives(posterior):
         np.testing.assert_allclose(blocks, whole, rtol=1e-4, atol=1e-4 * np.abs(whole).max())
     with pytest.raises(ValueError, match="if.memory: 0 is not possible; input should be greater than 0"):
         function(draw, posterior.task, memory=0)
+
+
+IN_A_CELL = """
+from pathlib import Path
+from tdalib import Recipe, attribute, data, deep_ensemble
+task = data.load("mnist3", train_per_class=20, test_per_class=10)
+posterior = deep_ensemble("logreg", task, Recipe(epochs=100), members=3, checkpoints=2)
+result = attribute(posterior, ["loo", "gd"], path=Path({path!r}), workers=2)
+int(result.tau.notnull().sum()) == result.tau.size
+"""
+
+
+@pytest.mark.slow
+def test_a_cell_that_is_interrupted_goes_on_when_it_is_run_again(tmp_path):
+    """The square button of JupyterLab: SIGINT to the kernel and what it started."""
+    path, cell = tmp_path / "a.zarr", IN_A_CELL.format(path=str(tmp_path / "a.zarr"))
+    manager, client = start_new_kernel(kernel_name="python3")
+    try:
+        client.execute(cell)
+        wait_for_a_chunk(path)
+        manager.interrupt_kernel()
+        reply = client.get_shell_msg(timeout=60)
+        assert reply["content"]["status"] == "error" and reply["content"]["ename"] == "KeyboardInterrupt"
+        before = kill_and_resume.chunk_bytes(path)
+        assert store.damaged(path) == [] and not list(path.rglob("*.partial"))
+        again = client.execute_interactive(cell, timeout=120, output_hook=lambda message: None)
+        assert again["content"]["status"] == "ok"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert before.items() < kill_and_resume.chunk_bytes(path).items()
+    assert store.open_result(path).tau.notnull().all()
+
+
+class Hungry(nn.Module):
+    """It asks for more memory than there is, for whole batches alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = nn.Linear(784, 3)
+
+    def forward(self, x):
+        if len(x) > 5:
+            torch.empty(10**15)
+        return self.dense(x.flatten(1))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_want_of_memory_is_named_and_the_store_goes_on(digits, tmp_path, workers):
+    posterior = deep_ensemble(lambda task, seed: Hungry(), digits, Recipe(epochs=1), members=2, checkpoints=1)
+    with pytest.raises(RuntimeError, match=r"a.zarr: memory is too little .*; fewer workers need less; the same"):
+        attribute(posterior, "gd", path=tmp_path / "a.zarr", workers=workers)
+    with pytest.raises(RuntimeError, match="^memory is too little .*fewer workers need less$"):
+        attribute(posterior, "gd", workers=workers)
+    assert store.damaged(tmp_path / "a.zarr") == []
