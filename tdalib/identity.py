@@ -9,7 +9,6 @@ import numpy as np
 import xarray as xr
 
 from tdalib.behaviour import differs
-from tdalib.result import DIMS, unfilled
 
 # params that older stores lack, as they were then
 SINCE: dict[str, Any] = {"objective": None, "model_options": {}, "optimizer": "adam", "momentum": 0.0, "removals": None}
@@ -36,19 +35,19 @@ def read(attrs: Mapping[str, Any]) -> Made:
 
 def difference(made: Made, asked: Made) -> str | None:
     """What a store was made with that is not asked for, in words; None: it may hold what is asked for, or grow."""
-    held, wanted = seeds(made), seeds(asked)
-    if other := _in_params(made, asked, GROWING):
+    if other := _in_params(made, asked, GROWING if "seeds" in made else GROWING - {"members"}):
         return other
-    if any(one != other for one, other in zip(held, wanted, strict=False)):
-        return f"seeds: {held}, not {wanted}"
+    if any(was != now for was, now in zip(seeds(made), seeds(asked), strict=False)):
+        return f"seeds: {seeds(made)}, not {seeds(asked)}"
     for fact, other in FACTS.items():
         if fact in made and made[fact] != asked[fact]:
             return other
     retraining = [name for name, scope in (made["scopes"] | asked["scopes"]).items() if scope == "retrain"]
     if len(retraining) > 1:
         return f"the losses of {retraining[0]}; {retraining[1]} retrains too"
-    if len(wanted) < len(held) and (whole := set(of_all_members(made)) & set(methods(asked))):
-        return f"members: {len(held)}, all of which {min(whole)} sees"
+    need_all = set(of_all_members(made)) | set(methods(asked)) - set(methods(made))  # the latter are new
+    if members(asked) < members(made) and (whole := need_all & set(methods(asked))):
+        return f"members: {members(made)}, and {min(whole)} needs all of them, not {members(asked)}"
     behaviour = {key: np.asarray(values) for key, values in asked["behaviour"].items()}
     if changed := differs(made["behaviour"], behaviour):
         return f"code that gave other {changed} on a few points"
@@ -82,7 +81,7 @@ def _in_params(made: Made, asked: Made, beside: set[str]) -> str | None:
         if before.get(key) != now.get(key):
             return f"{key}: {before.get(key)}, not {now.get(key)}"
     for name in set(methods(made)) & set(methods(asked)):
-        was, wanted = (params.get("method_options", {}).get(name, {}) for params in (before, now))
+        was, wanted = (_options(each).get(name, {}) for each in (made, asked))
         if was != wanted:
             return f"method_options of {name}: {was}, not {wanted}"
     return None
@@ -91,18 +90,21 @@ def _in_params(made: Made, asked: Made, beside: set[str]) -> str | None:
 def note_versions(path: Any, made: Made, asked: Made) -> None:
     """Say so where a store goes on with other versions than it was begun with."""
     before, now = json.loads(made["versions"]), json.loads(asked["versions"])
-    if other := [
-        f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name, now[name]) != now[name]
-    ]:
-        warnings.warn(
-            f"store {path} was begun with {'; '.join(other)}: it goes on, with numbers that agree but for rounding",
-            stacklevel=2,
-        )
+    changed = [name for name in now if before.get(name, now[name]) != now[name]]
+    if changed:
+        then = "; ".join(f"{name} {before[name]}, now {now[name]}" for name in changed)
+        said = f"store {path} was begun with {then}: it goes on, with numbers that agree but for rounding"
+        warnings.warn(said, stacklevel=2)
 
 
 def methods(made: Made) -> list[str]:
     """The methods, in the order of their columns."""
     return made["params"]["methods"]
+
+
+def members(made: Made) -> int:
+    """How many members there are, or are to be."""
+    return made["params"]["members"]
 
 
 def seeds(made: Made) -> list:
@@ -117,36 +119,24 @@ def of_all_members(made: Made) -> list[str]:
 
 def grows(made: Made, asked: Made) -> bool:
     """Whether a store lacks members or methods that are asked for."""
-    return len(seeds(asked)) > len(seeds(made)) or bool(set(methods(asked)) - set(methods(made)))
+    return members(asked) > members(made) or bool(set(methods(asked)) - set(methods(made)))
 
 
 def together(made: Made, empty: xr.Dataset) -> xr.Dataset:
-    """The layout that holds what a store was made for and what is asked for, in the order in which it was asked for."""
+    """The layout of a store with the methods that it holds, and those asked for behind them."""
     asked = read(empty.attrs)
-    names = list(dict.fromkeys(methods(made) + methods(asked)))
-    longer = max(made, asked, key=lambda each: len(seeds(each)))
-    params = asked["params"] | {key: longer["params"][key] for key in ("members", "seeds") if key in longer["params"]}
-    options = {key: each["params"].get("method_options", {}) for key, each in (("made", made), ("asked", asked))}
-    params |= {"methods": names, "method_options": options["made"] | options["asked"]}
     joined = {key: made[key] | asked[key] for key in ("units", "behaviour", "scopes")}
-    joined |= {"params": params, "seeds": seeds(longer)}
-    kept = len(empty.sample) // len(seeds(asked))
-    attrs = {name: empty[name].attrs for name in DIMS if name in empty}
-    attrs["tau"] = attrs["tau"] | {"units": json.dumps(joined["units"])}
-    if "retrain" in joined["scopes"].values():
-        attrs.setdefault("loss_without", {})
-    counts = len(seeds(longer)), kept, empty.sizes["train"], empty.sizes["test"], len(names)
-    coords = _draws(empty, seeds(longer), kept) | {"method": ("method", np.array(names, object))}
-    coords |= {str(name): c for name, c in empty.coords.items() if "sample" not in c.dims and name != "method"}
-    others = {name: empty[name] for name in empty.data_vars if name not in DIMS}
+    names = list(dict.fromkeys(methods(made) + methods(asked)))
+    options = {name: of_method for each in (made, asked) for name, of_method in _options(each).items()}
+    joined["params"] = asked["params"] | {"methods": names, "method_options": options}
+    whole = empty.reindex({"method": np.array(names, object)})
+    whole["tau"] = whole.tau.variable.chunk({"method": 1})
+    if "retrain" in joined["scopes"].values() and "loss_without" not in whole:
+        whole["loss_without"] = whole.tau.isel(method=0, drop=True).assign_attrs(whole.loss.attrs)
+    whole.tau.attrs["units"] = json.dumps(joined["units"])
     facts = {key: json.dumps(value, sort_keys=key == "params") for key, value in joined.items()}
-    return xr.Dataset(unfilled(attrs, *counts) | others, coords, made | facts)
+    return whole.assign_attrs(made | {"seeds": empty.attrs["seeds"]} | facts)
 
 
-def _draws(empty: xr.Dataset, of_members: list, kept: int) -> dict[str, tuple]:
-    """The coordinates of the draws of all members, by the pattern of those asked for."""
-    inits, batches = np.transpose(of_members)
-    of_each = {"member": np.arange(len(of_members)), "init_seed": inits, "batch_seed": batches}
-    coords = {name: ("sample", np.repeat(values, kept)) for name, values in of_each.items()}
-    of_draws = ("checkpoint", "data_id")
-    return coords | {k: ("sample", np.tile(empty[k].values[:kept], len(of_members))) for k in of_draws}
+def _options(made: Made) -> dict[str, dict]:
+    return made["params"].get("method_options", {})

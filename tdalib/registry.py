@@ -25,7 +25,7 @@ class Registry(dict[str, Any]):
         def decorate(function: Callable) -> Callable:
             if not isinstance(name, str) or not callable(function):
                 raise ValueError(f"{self.kind} {name!r}: {function!r} is no function; register a function by a name")
-            is_ours = getattr(function, "__module__", "").startswith("tdalib.")
+            is_ours = str(getattr(function, "__module__", "")).startswith("tdalib.")
             if name in self.ours and not is_ours:
                 raise ValueError(f"{self.kind} {name!r} is tdalib's own; register yours by another name")
             self.ours |= {name} if is_ours else set()

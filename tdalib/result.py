@@ -57,21 +57,28 @@ def template(
         **_labels("test", task.test.labels),
         "method": ("method", np.array(list(methods), dtype=object)),
     }
-    points = len(removals), len(task.test)
-    attrs = {
-        "tau": {"long_name": "attribution", "units": _units(methods, unit), "sign": SIGN},
-        "loss": {"long_name": "test loss at θ", "units": unit},
+    sizes = {"train": len(removals), **xr.Dataset(coords=coords).sizes}
+    chunk = {"sample": kept, "train": min(TRAIN_BLOCK, sizes["train"]), "test": sizes["test"], "method": 1}
+
+    def empty(name: str, **attrs: str) -> tuple:
+        shape, chunks = ([of[dim] for dim in DIMS[name]] for of in (sizes, chunk))
+        return DIMS[name], dask.array.full(shape, np.nan, dtype=np.float32, chunks=chunks), attrs
+
+    units = json.dumps({name: method.unit.replace("{loss}", unit) for name, method in methods.items()})
+    variables = {
+        "tau": empty("tau", long_name="attribution", units=units, sign=SIGN),
+        "loss": empty("loss", long_name="test loss at θ", units=unit),
     }
     if any(method.scope == "retrain" for method in methods.values()):
-        attrs["loss_without"] = {"long_name": "test loss at θ without the train point", "units": unit}
-    variables = unfilled(attrs, len(posterior.members), kept, *points, len(methods))
+        without = "test loss at θ without the train point"
+        variables["loss_without"] = empty("loss_without", long_name=without, units=unit)
     if not removals.single:
         variables["removed"] = ("train", "point"), removals.removed()
         coords["size"] = ("train", np.array([len(points) for points in removals.sets]))
         coords |= _labels("point", task.train.labels)
     facts = {
         "sign": SIGN,
-        "units": _units(methods, unit),
+        "units": units,
         "params": json.dumps(params, sort_keys=True, default=lambda value: np.asarray(value).tolist()),
         "data_sha256": task.fingerprint(),
         "model_sha256": posterior.fingerprint(),
@@ -88,21 +95,6 @@ def template(
     return xr.Dataset(variables, coords, facts)
 
 
-def unfilled(attrs: dict[str, dict], members: int, kept: int, train: int, test: int, methods: int) -> dict[str, tuple]:
-    """Variables of a result in which nothing is computed yet, by the attributes of each: float32, NaN, lazy.
-
-    A chunk holds one member's `kept` draws, TRAIN_BLOCK removals, all test points, and one method.
-    """
-    sizes = {"sample": members * kept, "train": train, "test": test, "method": methods}
-    chunk = {"sample": kept, "train": min(TRAIN_BLOCK, train), "test": test, "method": 1}
-
-    def empty(name: str) -> dask.array.Array:
-        shape, chunks = ([of[dim] for dim in DIMS[name]] for of in (sizes, chunk))
-        return dask.array.full(shape, np.nan, dtype=np.float32, chunks=chunks)
-
-    return {name: (DIMS[name], empty(name), of_name) for name, of_name in attrs.items()}
-
-
 def provenance(posterior: Posterior) -> dict:
     """The coordinates of `sample`: where each draw comes from."""
     names = "member", "checkpoint", "init_seed", "batch_seed", "data_id"
@@ -113,10 +105,6 @@ def provenance(posterior: Posterior) -> dict:
 
 def _labels(prefix: str, labels: dict[str, np.ndarray]) -> dict:
     return {f"{prefix}_{name}": (prefix, values) for name, values in labels.items()}
-
-
-def _units(methods: dict[str, Method], unit: str) -> str:
-    return json.dumps({name: method.unit.replace("{loss}", unit) for name, method in methods.items()})
 
 
 def _digest(coords: dict[str, tuple]) -> str:

@@ -42,7 +42,10 @@ def create(path: Path, empty: xr.Dataset) -> None:
         with _drafted(path, wanted) as draft, _writing(path):
             _grow(path, draft, made)
     for name in missing(path, wanted):
-        write(path, name, (0,) * wanted[name].ndim, wanted[name].values)
+        if "sample" not in wanted[name].dims or identity.members(identity.read(wanted.attrs)) == identity.members(
+            _made(path)
+        ):
+            write(path, name, (0,) * wanted[name].ndim, wanted[name].values)
     checksums.copy_metadata(path)
 
 
@@ -73,7 +76,7 @@ def _grow(path: Path, draft: Path, made: identity.Made) -> None:
     nothing is read by a layout that does not fit.
     """
     (path / checksums.COPY).unlink(missing_ok=True)  # it would not fit for a moment
-    if len(identity.seeds(_made(draft))) > len(identity.seeds(made)):
+    if identity.members(_made(draft)) > identity.members(made):
         for name in identity.of_all_members(made):  # of fewer members
             column = identity.methods(made).index(name)
             for chunk in path.glob(f"tau/c/*/*/*/{column}"):
@@ -92,7 +95,8 @@ def _grow(path: Path, draft: Path, made: identity.Made) -> None:
 
 def columns(path: Path, empty: xr.Dataset) -> list[str]:
     """The methods in the order that they have, or will have, in the store."""
-    return list((identity.together(_made(path), empty) if path.exists() else empty).method.values)
+    held = identity.methods(_made(path)) if path.exists() else []
+    return list(dict.fromkeys([*held, *empty.method.values]))
 
 
 def is_whole(path: Path, empty: xr.Dataset) -> bool:

@@ -54,7 +54,7 @@ GROWTHS = [  # (members, methods) of one run after the other
     [(2, ["loo"]), (2, ["loo", "gd"])],
     [(2, ["gd"]), (3, ["gd", "loo", "gc"])],
     [(2, ["gd", "spread"]), (3, ["gd", "spread"])],
-    [(3, ["gd"]), (1, ["loo"]), (3, ["gd", "loo"])],
+    [(3, ["gd"]), (1, ["gd"]), (4, ["loo"]), (4, ["gd", "loo"])],
 ]
 
 
@@ -94,8 +94,9 @@ def test_what_was_opened_before_a_store_grew_keeps_its_numbers(digits, tmp_path)
 
 def test_a_method_of_all_members_is_not_given_for_some_of_them(digits, tmp_path):
     attribute(ensemble(digits, 3), ["spread"], path=tmp_path / "a.zarr", workers=1)
-    with pytest.raises(ValueError, match="made with members: 3, all of which spread sees; choose another store"):
-        attribute(ensemble(digits, 2), ["spread"], path=tmp_path / "a.zarr", workers=1)
+    for method in ("spread", "gd"):  # one that is there, and one that is new
+        with pytest.raises(ValueError, match=f"made with members: 3, and {method} needs all of them, not 2; choose"):
+            attribute(ensemble(digits, 2), [method], path=tmp_path / "a.zarr", workers=1)
 
 
 def test_members_that_would_be_others_are_refused(digits, tmp_path):
@@ -318,3 +319,19 @@ def test_runs_that_differ_in_more_than_their_seeds_are_not_merged(digits, tmp_pa
         attribute(posterior, methods, path=path, workers=1)
     with pytest.raises(ValueError, match=f"b.zarr cannot be merged with .*a.zarr: it was made with {said}"):
         store.merge([tmp_path / "a.zarr", tmp_path / "b.zarr"])
+
+
+def test_a_store_of_before_is_read_and_goes_on_but_does_not_grow_in_members(digits, tmp_path):
+    path = tmp_path / "a.zarr"
+    expected = attribute(ensemble(digits), ["gd"], path=path, workers=1).tau.values
+    about = path / "zarr.json"
+    facts = json.loads(about.read_text())
+    for name in ("seeds", "scopes", "behaviour", "labels_sha256", "removed_sha256"):
+        del facts["attributes"][name]
+    about.write_text(json.dumps(facts))
+    (path / ".metadata").unlink()
+    (path / "tau/c/1/0/0/0").unlink()
+    with pytest.raises(ValueError, match="made with members: 2, not 3"):
+        attribute(ensemble(digits, 3), ["gd"], path=path, workers=1)
+    np.testing.assert_array_equal(attribute(ensemble(digits), ["gd"], path=path, workers=1).tau, expected)
+    assert store.damaged(path) == []

@@ -54,6 +54,7 @@ def test_runner_leaves_store_and_executed_notebook(tmp_path, capfd):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*too few to judge")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, experiment, tmp_path):
     values = {
