@@ -138,7 +138,7 @@ class Experiment:
             with TemporaryDirectory() as folder:
                 filled = self._filled(Path(folder) / "result.zarr").load()
         else:
-            filled = self._filled(resolve(self.path))
+            filled = self._filled(resolve(self.path).resolve())  # where links lead
         if self.posterior.kind == "chain" and (line := stats.convergence_warning(stats.convergence(filled))):
             warnings.warn(f"{self.posterior.sampler}: {line}", stacklevel=2)
         return filled
@@ -150,6 +150,8 @@ class Experiment:
         if any(work.pending(is_done)) or not store.is_whole(path, self._empty):
             with parallel(work, work.device, self.workers, self.scheduler) as (pool, shared), store.held(path):
                 store.create(path, self._empty)
+                if store.columns(path, self._empty) != work.columns:
+                    raise ValueError(f"store {path}: another run has just changed it; run again")
                 try:
                     _compute(work, path, pool, shared)
                 except Exception as error:  # of those that are meant, libraries have no common class
@@ -187,9 +189,13 @@ class Experiment:
     @cached_property
     def _empty(self) -> xr.Dataset:
         work = self._work
-        asked = {"removals": self.removals, "methods": list(work.methods), "method_options": work.options}
-        params = self.params or self.posterior.description() | asked  # those of one made without a params file
-        params |= {"device": work.device}
+        asked: dict[str, Any] = {
+            "removals": self.removals,
+            "methods": list(work.methods),
+            "method_options": work.options,
+        }
+        asked |= {"members": len(work.posterior.members), "device": work.device}
+        params = (self.params or self.posterior.description()) | asked
         return result.template(work.posterior, work.removals, work.methods, params, self._behaviour)
 
 

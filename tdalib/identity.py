@@ -10,13 +10,11 @@ import xarray as xr
 
 from tdalib.behaviour import differs
 
-# params that older stores lack, as they were then
-SINCE: dict[str, Any] = {"objective": None, "model_options": {}, "optimizer": "adam", "momentum": 0.0, "removals": None}
-
 GROWING = {"members", "seeds", "methods", "method_options"}  # params in which a store may hold more, or less
 READ = ("params", "units", "behaviour", "seeds", "scopes")  # attributes that are JSON
 
 FACTS = {
+    "layout_sha256": "another model",
     "removed_sha256": "other removals",
     "data_sha256": "other points or targets",
     "model_sha256": "another model or backbone",
@@ -27,20 +25,20 @@ Made = dict[str, Any]
 
 
 def read(attrs: Mapping[str, Any]) -> Made:
-    """The attributes of a result or a store, what is JSON read; older stores lack some."""
-    made = dict(attrs) | {key: json.loads(attrs[key]) for key in READ if key in attrs}
-    made["params"] = SINCE | made["params"]
-    return {"behaviour": {}, "scopes": {}} | made
+    """The attributes of a result or a store, what is JSON read."""
+    return dict(attrs) | {key: json.loads(attrs[key]) for key in READ if key in attrs}
 
 
 def difference(made: Made, asked: Made) -> str | None:
     """What a store was made with that is not asked for, in words; None: it may hold what is asked for, or grow."""
-    if other := _in_params(made, asked, GROWING if "seeds" in made else GROWING - {"members"}):
+    if not made.keys() >= set(READ):
+        return "a tdalib of before 0.2, which did not note all that made it; it can be read"
+    if other := _in_params(made, asked, GROWING):
         return other
     if any(was != now for was, now in zip(seeds(made), seeds(asked), strict=False)):
         return f"seeds: {seeds(made)}, not {seeds(asked)}"
     for fact, other in FACTS.items():
-        if fact in made and made[fact] != asked[fact]:
+        if made[fact] != asked[fact]:
             return other
     retraining = [name for name, scope in (made["scopes"] | asked["scopes"]).items() if scope == "retrain"]
     if len(retraining) > 1:
@@ -48,6 +46,8 @@ def difference(made: Made, asked: Made) -> str | None:
     need_all = set(of_all_members(made)) | set(methods(asked)) - set(methods(made))  # the latter are new
     if members(asked) < members(made) and (whole := need_all & set(methods(asked))):
         return f"members: {members(made)}, and {min(whole)} needs all of them, not {members(asked)}"
+    if members(asked) > members(made) and (left := set(of_all_members(made)) - set(methods(asked))):
+        return f"{min(left)}, which sees all members: to have more of them, ask for it too"
     behaviour = {key: np.asarray(values) for key, values in asked["behaviour"].items()}
     if changed := differs(made["behaviour"], behaviour):
         return f"code that gave other {changed} on a few points"
@@ -63,7 +63,7 @@ def other_than_seeds(made: Made, first: Made) -> str | None:
             return f"methods: {methods(made)}, without {name}"
         if name in of_all_members(first):
             return f"{name}, which sees all members of a run"
-    for fact in ("data_sha256", "labels_sha256", "removed_sha256"):
+    for fact in FACTS.keys() - {"model_sha256"}:
         if made.get(fact) != first.get(fact):
             return FACTS[fact]
     for role, what in enumerate(("initialisation", "batch order")):
@@ -108,8 +108,8 @@ def members(made: Made) -> int:
 
 
 def seeds(made: Made) -> list:
-    """The seeds of each member; of older stores they are not known."""
-    return made.get("seeds") or made["params"].get("seeds", [])
+    """The seeds of each member."""
+    return made["seeds"]
 
 
 def of_all_members(made: Made) -> list[str]:

@@ -15,6 +15,7 @@ import xarray as xr
 from tdalib.attributors import Method
 from tdalib.behaviour import Behaviour
 from tdalib.data import ROOT
+from tdalib.networks import fingerprint
 from tdalib.removals import Removals
 from tdalib.samplers import Posterior
 
@@ -76,12 +77,14 @@ def template(
         variables["removed"] = ("train", "point"), removals.removed()
         coords["size"] = ("train", np.array([len(points) for points in removals.sets]))
         coords |= _labels("point", task.train.labels)
+    network = posterior.build(task, posterior.members[0].init_seed).state_dict()
     facts = {
         "sign": SIGN,
         "units": units,
         "params": json.dumps(params, sort_keys=True, default=lambda value: np.asarray(value).tolist()),
         "data_sha256": task.fingerprint(),
-        "model_sha256": posterior.fingerprint(),
+        "model_sha256": fingerprint(network),
+        "layout_sha256": sha256(str([(name, p.shape) for name, p in network.items()]).encode()).hexdigest(),
         "labels_sha256": _digest(coords),
         "removed_sha256": sha256(variables["removed"][1].tobytes()).hexdigest() if "removed" in variables else "",
         "behaviour": json.dumps({name: values.tolist() for name, values in (behaviour or {}).items()}),

@@ -197,16 +197,20 @@ def merge(paths: Sequence[Path | str]) -> xr.Dataset:
         raise ValueError("merge: give a list of stores, one at least")
     results = [open_result(path) for path in paths]
     first = identity.read(results[0].attrs)
-    parts, seen = [], set()
+    parts: list[xr.Dataset] = []
+    seen: dict[tuple[int, int], None] = {}  # in order
     for path, result in zip(paths, results, strict=True):
         if other := identity.other_than_seeds(identity.read(result.attrs), first):
             raise ValueError(f"store {path} cannot be merged with {paths[0]}: it was made with {other}")
+        if len(list(resolve(path).glob("tau/c/*/*/*/*"))) < result.tau.data.npartitions:
+            raise ValueError(f"store {path} is not finished; the run that made it goes on where it was")
         seeds = list(zip(result.init_seed.values.tolist(), result.batch_seed.values.tolist(), strict=True))
         parts.append(result.sel({"method": identity.methods(first)}).isel(sample=[s not in seen for s in seeds]))
-        seen |= set(seeds)
+        seen |= dict.fromkeys(seeds)
     kept = [part for part in parts if part.sizes["sample"]]
     whole = xr.concat(kept, "sample", data_vars="minimal", coords="minimal", compat="override", join="exact")
-    return counted(whole).assign_attrs(seeds=json.dumps(sorted(seen)))
+    params = json.dumps(first["params"] | {"members": len(seen), "seeds": list(seen)}, sort_keys=True)
+    return counted(whole).assign_attrs(seeds=json.dumps(list(seen)), params=params)
 
 
 def _check_metadata(path: Path) -> None:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -53,8 +53,9 @@ class Work:
 
     def prepared(self) -> "Work":
         """The same work on its device; the network of one seed is built once, and copied from then on."""
-        task, built = self.posterior.task.to(self.device), lru_cache(1)(self.posterior.build)
-        posterior = replace(self.posterior, task=task, build=lambda task, seed: copy_of(built(task, seed)))
+        task = self.posterior.task.to(self.device)
+        built = lru_cache(1)(partial(self.posterior.build, task))
+        posterior = replace(self.posterior, task=task, build=lambda _, seed: copy_of(built(seed)))
         return replace(self, posterior=posterior)
 
     def received(self) -> "Work":
@@ -206,15 +207,15 @@ def draws_of(posterior: Posterior, k: int, states: list[State]) -> list[Draw]:
 def estimated(work: Work, name: str, members: dict[int, list[Draw]]) -> dict[int, np.ndarray]:
     """τ of every removal for the draws of each member, (draw, removal, test), by a method's scope."""
     scope, posterior, count = work.methods[name].scope, work.posterior, work.posterior.checkpoints
-    copies = {k: [draw.copy() for draw in draws] for k, draws in members.items()}  # a method changes its own alone
+    if scope == "draw":  # a method gets its own, which it may change
+        return {k: np.stack([_asked(work, name, draw.copy(), [()]) for draw in draws]) for k, draws in members.items()}
+    copies = {k: [draw.copy() for draw in draws] for k, draws in members.items()}
     if scope == "posterior":
         whole = _asked(work, name, list(copies.values()), [(len(copies),), (len(copies) * count,)])
         parts = np.split(whole, len(copies))  # (1 or draw, removal, test) of each member
         return {k: np.broadcast_to(part, (count, *part.shape[1:])) for k, part in zip(copies, parts, strict=True)}
-    if scope == "run":
-        runs = {k: Run(posterior, posterior.members[k], draws) for k, draws in copies.items()}
-        return {k: _asked(work, name, run, [(count,)]) for k, run in runs.items()}
-    return {k: np.stack([_asked(work, name, draw, [()]) for draw in draws]) for k, draws in copies.items()}
+    runs = {k: Run(posterior, posterior.members[k], draws) for k, draws in copies.items()}
+    return {k: _asked(work, name, run, [(count,)]) for k, run in runs.items()}
 
 
 def _asked(work: Work, name: str, seen: Any, leading: list[tuple]) -> np.ndarray:

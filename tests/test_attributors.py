@@ -12,7 +12,9 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.func import functional_call
 
-from tdalib import Recipe, attribute, attributors, data, deep_ensemble
+from tdalib import Recipe, attribute, attributors, data, deep_ensemble, objectives
+from tdalib.attributors.gradients import Gradients
+from tdalib.networks import SlowerPath
 from tdalib.training import Training, train, train_stack
 
 STRONG_L2 = Recipe(epochs=300, batch_size=90, learning_rate=0.01, weight_decay=1.0)
@@ -280,3 +282,24 @@ def test_grad_dot_equals_captum_tracin(conv_draw):
 def test_influence_refuses(conv_draw, bad, message):
     with pytest.raises(ValueError, match=message):
         attributors.influence(*conv_draw, **bad)
+
+
+def test_a_faster_path_that_is_wrong_is_seen_for_every_objective(blobs, monkeypatch):
+    """Where the first of the curvature's roots is 0, as that of a softmax by autograd is, the longest is looked at."""
+
+    def own(outputs, targets):
+        return F.cross_entropy(outputs, targets, reduction="none")
+
+    task = replace(blobs, objective=objectives.get(own))
+    (draw,) = deep_ensemble("logreg", task, Recipe(epochs=2), members=1, checkpoints=1).draws(0)
+    expected = attributors.get("if").function(draw, task)
+    right = Gradients._at_once
+
+    def twice(self, points, cotangents):
+        rows = right(self, points, cotangents)
+        return replace(rows, lengths=2 * rows.lengths)
+
+    monkeypatch.setattr(Gradients, "_at_once", twice)
+    with pytest.warns(SlowerPath, match="under vmap the network gives other ones"):
+        found = attributors.get("if").function(draw, task)
+    torch.testing.assert_close(found, expected)

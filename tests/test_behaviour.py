@@ -218,6 +218,39 @@ def in_training(made):
     return lambda self, outputs, x: made(outputs) if self.training else outputs
 
 
+class Padded(nn.Module):
+    """A recurrent network with dropout on sequences of several lengths, packed."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.GRU(28, 8, num_layers=2, dropout=0.5, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        lengths = 10 + (x.flatten(1).sum(1).abs().long() % 18)
+        packed = nn.utils.rnn.pack_padded_sequence(x[:, 0], lengths, batch_first=True, enforce_sorted=False)
+        return self.head(self.layers(packed)[1][-1])
+
+
+class Positive(nn.Module):
+    """A scale of which the root is taken, and a statistic that is not there yet."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain, self.scale = plain(), nn.Parameter(torch.tensor([0.01]))
+        self.register_buffer("later", torch.tensor(torch.nan))
+
+    def forward(self, x):
+        return self.plain(x) / self.scale.sqrt()
+
+
+def offset(by):
+    def made(self, outputs, x):
+        return outputs - 0.5 * outputs.mean(0) + by
+
+    return lambda: Of(made)
+
+
 BESIDE = "gives a point other outputs"
 COUPLED = {
     "attention without batch_first": (lambda: Encoder(False), BESIDE),
@@ -227,6 +260,8 @@ COUPLED = {
     "mixed with the next": (lambda: Of(lambda self, outputs, x: outputs + 0.1 * outputs.roll(1, 0)), BESIDE),
     "mixed in training": (lambda: Of(in_training(lambda outputs: 0.9 * outputs + 0.1 * outputs.flip(0))), BESIDE),
     "centred in training": (lambda: Of(in_training(lambda outputs: outputs - outputs.mean(0))), BESIDE),
+    "a large offset": (offset(1e4), BESIDE),
+    "a class all but ruled out": (offset(torch.tensor([0, 0, -1e9])), BESIDE),
     "sorted points": (lambda: Of(lambda self, outputs, x: outputs.sort(0).values), BESIDE),
     "a cumulative sum": (lambda: Of(lambda self, outputs, x: outputs.cumsum(0)), BESIDE),
     "a running mean": (lambda: Running(True), "in training the model keeps something of the points in 'mean'"),
@@ -289,11 +324,14 @@ FINE = {
         nn.GroupNorm(1, 1), nn.Flatten(), nn.LayerNorm(784), nn.Linear(784, 3)
     ),
     "instance norm": lambda t, s: nn.Sequential(nn.InstanceNorm2d(1), *plain()),
+    "packed sequences": lambda t, s: Padded(),
+    "a positive scale": lambda t, s: Positive(),
     "a head that starts at 0": lambda t, s: nn.Sequential(*plain(), nn.Linear(3, 3)),
     "a view after a convolution": lambda t, s: Viewed(False),
 }
 
 
+@pytest.mark.filterwarnings("ignore::tdalib.networks.SlowerPath")
 @pytest.mark.parametrize("name", FINE)
 def test_what_sees_points_by_themselves_is_served_alike_by_any_workers(digits, name):
     found = tau(digits, FINE[name])
@@ -373,6 +411,15 @@ def test_options_that_a_method_changes_stay_its_own(digits, monkeypatch):
     assert (attribute(posterior, "hungry", options=given, workers=1).tau == 2).all() and given == {
         "hungry": {"taken": [0]}
     }
+
+
+def test_want_of_memory_in_a_method_is_no_fault_of_it(digits, monkeypatch):
+    def hungry(draw, task):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setitem(attributors.METHODS, "hungry", Method("hungry", hungry, "1", sets="sum"))
+    with pytest.raises(torch.OutOfMemoryError):
+        tau(digits, "mlp", ["hungry"])
 
 
 def test_a_single_logit_for_two_classes_says_what_to_do():

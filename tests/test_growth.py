@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from kill_and_resume import chunk_bytes
 from torch import nn
 
 from tdalib import (
+    Experiment,
     Recipe,
     attribute,
     attributors,
@@ -108,6 +111,7 @@ def test_members_that_would_be_others_are_refused(digits, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from tdalib import Recipe, attribute, data, deep_ensemble
 moment, path = int(sys.argv[1]), Path(sys.argv[2])
 task = data.load("mnist3", train_per_class=2, test_per_class=2)
@@ -321,17 +325,82 @@ def test_runs_that_differ_in_more_than_their_seeds_are_not_merged(digits, tmp_pa
         store.merge([tmp_path / "a.zarr", tmp_path / "b.zarr"])
 
 
-def test_a_store_of_before_is_read_and_goes_on_but_does_not_grow_in_members(digits, tmp_path):
+def test_a_store_of_before_is_read_and_not_written(digits, tmp_path):
     path = tmp_path / "a.zarr"
     expected = attribute(ensemble(digits), ["gd"], path=path, workers=1).tau.values
     about = path / "zarr.json"
     facts = json.loads(about.read_text())
-    for name in ("seeds", "scopes", "behaviour", "labels_sha256", "removed_sha256"):
-        del facts["attributes"][name]
+    del facts["attributes"]["scopes"]
     about.write_text(json.dumps(facts))
     (path / ".metadata").unlink()
-    (path / "tau/c/1/0/0/0").unlink()
-    with pytest.raises(ValueError, match="made with members: 2, not 3"):
+    with pytest.raises(ValueError, match="made with a tdalib of before 0.2, .*; it can be read; choose another store"):
+        attribute(ensemble(digits), ["gd"], path=path, workers=1)
+    np.testing.assert_array_equal(store.open_result(path).tau, expected)
+
+
+def test_a_method_that_sees_all_members_is_not_left_behind(digits, tmp_path):
+    path = tmp_path / "a.zarr"
+    attribute(ensemble(digits, 2), ["spread"], path=path, workers=1)
+    before = chunk_bytes(path)
+    with pytest.raises(ValueError, match="made with spread, which sees all members: to have more of them, ask for it"):
         attribute(ensemble(digits, 3), ["gd"], path=path, workers=1)
-    np.testing.assert_array_equal(attribute(ensemble(digits), ["gd"], path=path, workers=1).tau, expected)
-    assert store.damaged(path) == []
+    assert chunk_bytes(path) == before
+
+
+def test_a_store_that_changes_before_it_is_held_is_not_written(digits, tmp_path, monkeypatch):
+    """Another run adds a method between the look at the store and its lock."""
+    path, create = tmp_path / "a.zarr", store.create
+    attribute(ensemble(digits), ["if"], path=path, workers=1)
+
+    def changed(path, empty):
+        monkeypatch.setattr(store, "create", create)
+        others = Experiment(ensemble(digits), ["gd"], path=path, workers=1)
+        create(path, others._empty)
+        create(path, empty)
+
+    monkeypatch.setattr(store, "create", changed)
+    with pytest.raises(ValueError, match="another run has just changed it; run again"):
+        attribute(ensemble(digits), ["gc"], path=path, workers=1)
+    found = attribute(ensemble(digits), ["gc", "gd", "if"], path=path, workers=1)
+    np.testing.assert_array_equal(found.tau, attribute(ensemble(digits), ["gc", "gd", "if"], workers=1).tau)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no second file system")
+def test_a_store_behind_a_link_grows_where_it_lies(digits, tmp_path):
+    with TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        (tmp_path / "a.zarr").symlink_to(Path(elsewhere) / "real.zarr")
+        attribute(ensemble(digits), ["gd"], path=tmp_path / "a.zarr", workers=1)
+        grown = attribute(ensemble(digits, 3), ["gd", "gc"], path=tmp_path / "a.zarr", workers=1).load()
+        assert (Path(elsewhere) / "real.zarr").is_dir() and (tmp_path / "a.zarr").is_symlink()
+    np.testing.assert_array_equal(grown.tau, attribute(ensemble(digits, 3), ["gd", "gc"], workers=1).tau)
+
+
+def test_params_of_ones_own_are_kept_beside_what_is_asked_for(digits, tmp_path):
+    own = {"note": "x"}
+    for members in (2, 2, 3):
+        attribute(ensemble(digits, members), ["gd"], path=tmp_path / "a.zarr", params=own, workers=1)
+    assert own == {"note": "x"}
+    with pytest.raises(ValueError, match="made with note: x, not y"):
+        attribute(ensemble(digits), ["gd"], path=tmp_path / "a.zarr", params={"note": "y"}, workers=1)
+
+
+def test_what_is_noted_of_a_network_is_little(blobs, tmp_path):
+    def wide(task, seed):
+        return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 20_000))
+
+    made = attribute(ensemble(blobs.to(torch.float32), model=wide), ["gd"], path=tmp_path / "a.zarr", workers=1)
+    assert len(made.attrs["behaviour"]) < 50_000
+
+
+def test_an_unfinished_run_and_one_of_another_network_are_not_merged(digits, tmp_path):
+    for seed, model in ((0, "logreg"), (1, "logreg"), (2, relu)):
+        attribute(ensemble(digits, seed=seed, model=model), ["gd"], path=tmp_path / f"{seed}.zarr", workers=1)
+    merged = store.merge([tmp_path / "1.zarr", tmp_path / "0.zarr"])
+    seeds = list(dict.fromkeys(zip(merged.init_seed.values.tolist(), merged.batch_seed.values.tolist(), strict=True)))
+    assert [tuple(each) for each in json.loads(merged.attrs["seeds"])] == seeds
+    assert json.loads(merged.attrs["params"])["members"] == 4
+    (tmp_path / "1.zarr/tau/c/1/0/0/0").unlink()
+    with pytest.raises(ValueError, match="1.zarr is not finished"):
+        store.merge([tmp_path / "0.zarr", tmp_path / "1.zarr"])
+    with pytest.raises(ValueError, match="2.zarr cannot be merged with .*: it was made with model: relu, not logreg"):
+        store.merge([tmp_path / "0.zarr", tmp_path / "2.zarr"])

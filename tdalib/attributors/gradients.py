@@ -108,7 +108,8 @@ class Gradients:
     def _why_one_by_one(self) -> Exception | str:
         """Why two examples cannot be done at once; empty where they give what autograd gives."""
         ends = [0, len(self.points) - 1]
-        pair, cotangents = self.points[ends], self.cotangents[ends, :1]
+        longest = self.scale[ends].argmax(1)  # others may be 0
+        pair, cotangents = self.points[ends], self.cotangents[ends, longest][:, None]
         try:
             rows = self._at_once(pair, cotangents)
         except Exception as error:  # a network that vmap cannot serve fails in its own way

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tdalib import models
 from tdalib.data import Task
-from tdalib.networks import State, Theta, fingerprint, state_of
+from tdalib.networks import State, Theta, state_of
 from tdalib.options import Count, Members, Natural
 from tdalib.registry import Registry
 from tdalib.samplers.draw import Draw, Draws
@@ -192,10 +192,6 @@ class Posterior:
             "stack": self.stack,
             **(asdict(self.recipe) if self.recipe else {}),
         }
-
-    def fingerprint(self) -> str:
-        """SHA-256 over the initial weights of the first member, frozen ones too: the same model, to the bit."""
-        return fingerprint(self.build(self.task, self.members[0].init_seed).state_dict())
 
 
 @dataclass(frozen=True)
