@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tdalib.data import PACKAGE, Inputs, Task, chosen, tensors
+from tdalib.data import PACKAGE, Inputs, Task, chosen
 from tdalib.networks import State, forward, seeded, set_state, state_of, to_training
+from tdalib.objectives import Objective
 from tdalib.options import one_line
 
-FEW = 3  # points that are seen at once
+FEW = 10  # points that are seen at once
 ROUNDING = 1e-3  # share of the largest number by which numbers may differ: float32 in another order of sums
+SAME_SHAPE = 1e-3  # of that, where sums are in the same order
 EPSILON = 1e-6  # share of a number itself: the rounding of float32, where many hardly vary
 SHAKEN = 0.05  # standard deviation, of what is 0 and relative to what is not
 MOST = 100  # numbers of a point that are noted
@@ -37,16 +39,15 @@ def check_network(build: Build, task: Task, seed: int) -> Behaviour:
         Built twice it is not the same; a point sees those beside it; something that is neither parameter nor buffer is
         kept from one pass to the next; or it fails on the points.
     """
-    some, others = _few(task)
+    some, others, targets = _few(task)
     network, again = _shaken(build(task, seed)), _shaken(build(task, seed))
     start = state_of(network)
     given = _in_use(network, some)
-    _check_outputs(given, task, len(tensors(some)[0]))
-    scale = _spread(given)
-    if not _alike(given, _in_use(network, some), scale):
+    _check_outputs(given, task, len(targets))
+    if not _equal(given, _in_use(network, some)):
         raise ValueError("the model gives other outputs at each call, in eval mode too; only training may be random")
     in_training, rest = _in_training(network, some, start), state_of(network).rest
-    if not (_same(start, state_of(again)) and _alike(in_training, _in_training(again, some, start), scale)):
+    if not (_same(start, state_of(again)) and _equal(in_training, _in_training(again, some, start))):
         raise ValueError(
             f"the model built twice from seed {seed} is not the same; it must take its random numbers from torch, "
             "numpy or random, and depend on the task and the seed alone"
@@ -58,22 +59,31 @@ def check_network(build: Build, task: Task, seed: int) -> Behaviour:
             "still act; give that layer fixed statistics"
         )
     set_state(network, start)
-    again_in_use, again_in_training = _in_use(network, some), _in_training(network, some, start)
-    if not (_alike(given, again_in_use, scale) and _alike(in_training, again_in_training, scale)):
+    seen_others = _shaken(build(task, seed))
+    beside_others = _in_use(seen_others, others)
+    kept = [_in_use(network, some), _in_use(seen_others, some)]
+    if not (all(_equal(given, after) for after in kept) and _equal(in_training, _in_training(network, some, start))):
         raise ValueError(
             "the model keeps something from one pass to the next that is neither parameter nor buffer; register it as "
             "a buffer, or do without"
         )
     set_state(network, start)
+    scale = _spread(given)
     remedy = "each point must be seen by itself (batch_first=True, no statistics of the batch)"
     alone = [_in_use(network, chosen(some, slice(k, k + 1))) for k in range(len(given))]
-    if not all(_alike(given[k : k + 1], of_one, scale) for k, of_one in enumerate(alone)):
+    is_alone = all(_alike(given[k : k + 1], of_one, scale) for k, of_one in enumerate(alone))
+    if not (is_alone and _alike(given[:1], beside_others[:1], SAME_SHAPE * scale)):
         raise ValueError(f"the model gives a point other outputs alone than beside others; {remedy}")
     _undropped(network)  # where a mask falls may depend on the shapes of others
     beside_some, beside_others = (_in_training(network, inputs, start)[:1] for inputs in (some, others))
-    if not _alike(beside_some, beside_others, scale):
+    if not _alike(beside_some, beside_others, SAME_SHAPE * scale):
         raise ValueError(f"in training the model gives a point other outputs beside others; {remedy}")
-    return {"outputs": _some_of(given), "outputs in training": _some_of(in_training)}
+    losses = _check_objective(task.objective, given, targets)
+    return {
+        "outputs": _some_of(given),
+        "outputs in training": _some_of(in_training),
+        "losses at the start": losses.cpu().numpy(),
+    }
 
 
 def differs(before: Mapping[str, Any], now: Behaviour) -> str | None:
@@ -102,6 +112,18 @@ def _check_outputs(outputs: Tensor, task: Task, n: int) -> None:
     task.check_outputs(outputs)
 
 
+def _check_objective(objective: Objective, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The losses of a few points, if each is a function of its own outputs and target alone."""
+    with named(f"objective {objective.name!r}, which is given float64,"):
+        losses, again = (objective.losses(outputs, targets) for _ in range(2))
+        alone = torch.cat([objective.losses(outputs[k : k + 1], targets[k : k + 1]) for k in range(len(targets))])
+    if not _equal(losses, again):
+        raise ValueError(f"objective {objective.name!r} gives other losses at each call; a loss may not be random")
+    if not _alike(losses, alone, losses.abs().max()):
+        raise ValueError(f"objective {objective.name!r} gives a point another loss alone than beside others")
+    return losses
+
+
 @contextmanager
 def named(who: str) -> Iterator[None]:
     """What goes wrong in code of one's own is said in one sentence that begins with its name.
@@ -123,11 +145,12 @@ def named(who: str) -> Iterator[None]:
         raise ValueError(f"{who} fails: {kind}{one_line(error)}") from error
 
 
-def _few(task: Task) -> tuple[Inputs, Inputs]:
-    """The inputs of FEW points, and others, of which the first is the same."""
-    inputs, n = task.train.inputs, len(task.train)
-    some, others = range(min(FEW, n)), [0, *range(n - 1, max(0, n - FEW), -1)]
-    return chosen(inputs, list(some)), chosen(inputs, others)
+def _few(task: Task) -> tuple[Inputs, Inputs, Tensor]:
+    """Inputs of FEW points from all parts; of as many others, but for the first; and the targets of the few."""
+    points, n = task.train, len(task.train)
+    some = np.linspace(0, n - 1, min(FEW, n)).astype(int)
+    others = [0, *((some[1:] + 1) % n)]
+    return chosen(points.inputs, some), chosen(points.inputs, np.array(others)), points.targets[some]
 
 
 def _shaken(network: nn.Module) -> nn.Module:
@@ -189,5 +212,5 @@ def _alike(one: Tensor, other: Tensor, scale: Tensor) -> bool:
 
 def _some_of(outputs: Tensor) -> np.ndarray:
     """At most MOST numbers of each point, float64."""
-    of_points = outputs.double().flatten(1).cpu()
+    of_points = outputs.double().reshape(len(outputs), -1).cpu()
     return of_points[:, :: max(1, of_points.shape[1] // MOST)].numpy()

@@ -19,20 +19,11 @@ from tqdm import tqdm
 from tdalib import attributors, removals, result, stats, store
 from tdalib.behaviour import Behaviour, same_start
 from tdalib.data import resolve
-from tdalib.options import Workers, check, one_line
+from tdalib.options import Workers, check_fields, one_line
 from tdalib.plan import COLUMNS, measure, table
 from tdalib.samplers import Posterior
 from tdalib.units import Work, draw_member, job, probe
 from tdalib.workers import Device, Shared, check_scheduler, exact_repeat, parallel, resolve_device
-
-OPTIONS = {
-    "methods": str | list[str] | tuple[str, ...],
-    "options": dict[str, dict] | None,
-    "params": dict | None,
-    "device": Device,
-    "workers": Workers | None,
-    "scheduler": str | None,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,18 +55,15 @@ class Experiment:
     posterior: Posterior = field(kw_only=False)
     methods: Sequence[str] | str = field(kw_only=False)
     removals: dict[str, Any] | None = None
-    options: dict[str, dict] | None = None
+    options: dict[str, dict[str, Any]] | None = None
     path: Path | str | None = None
     params: dict | None = None
     device: Device = "auto"
-    workers: int | None = None
+    workers: Workers | None = None
     scheduler: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.posterior, Posterior):
-            kind = type(self.posterior).__name__
-            raise ValueError(f"posterior: a {kind} is not possible; give what a sampler gives, such as deep_ensemble")
-        check("", OPTIONS, {name: getattr(self, name) for name in OPTIONS})
+        check_fields(self)
 
     def check(self) -> None:
         """Do everything that can fail on what is asked for, and write nothing.
@@ -170,7 +158,7 @@ class Experiment:
             raise ValueError(f"methods is empty; choose from {', '.join(sorted(attributors.METHODS))}")
         if len(set(names)) < len(names):
             raise ValueError(f"methods: {', '.join(names)} names a method twice; each may stand once")
-        options = {name: {} for name in names} | (self.options or {})
+        options: dict[str, dict[str, Any]] = {name: {} for name in names} | (self.options or {})
         for name in options.keys() - names:
             raise ValueError(f"options for {name!r}, which is not among the methods {', '.join(names)}")
         methods = {name: attributors.get(name) for name in names}

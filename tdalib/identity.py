@@ -14,7 +14,6 @@ GROWING = {"members", "seeds", "methods", "method_options"}  # params in which a
 READ = ("params", "units", "behaviour", "seeds", "scopes")  # attributes that are JSON
 
 FACTS = {
-    "layout_sha256": "another model",
     "removed_sha256": "other removals",
     "data_sha256": "other points or targets",
     "model_sha256": "another model or backbone",
@@ -48,10 +47,7 @@ def difference(made: Made, asked: Made) -> str | None:
         return f"members: {members(made)}, and {min(whole)} needs all of them, not {members(asked)}"
     if members(asked) > members(made) and (left := set(of_all_members(made)) - set(methods(asked))):
         return f"{min(left)}, which sees all members: to have more of them, ask for it too"
-    behaviour = {key: np.asarray(values) for key, values in asked["behaviour"].items()}
-    if changed := differs(made["behaviour"], behaviour):
-        return f"code that gave other {changed} on a few points"
-    return None
+    return _in_code(made, asked)
 
 
 def other_than_seeds(made: Made, first: Made) -> str | None:
@@ -64,14 +60,26 @@ def other_than_seeds(made: Made, first: Made) -> str | None:
         if name in of_all_members(first):
             return f"{name}, which sees all members of a run"
     for fact in FACTS.keys() - {"model_sha256"}:
-        if made.get(fact) != first.get(fact):
+        if made[fact] != first[fact]:
             return FACTS[fact]
+    if other := _in_code(made, first):
+        return other
     for role, what in enumerate(("initialisation", "batch order")):
         held, others = ({of_member[role] for of_member in seeds(each)} for each in (made, first))
         is_shared = len(held) < len(seeds(made)) or len(others) < len(seeds(first))
         if is_shared and held != others:
             return f"members that share one {what}, another than those of the first"
     return None
+
+
+def _in_code(made: Made, asked: Made) -> str | None:
+    """What network, loss or method of the same name did otherwise."""
+    for name in set(methods(made)) & set(methods(asked)):
+        if made["units"][name] != asked["units"][name]:
+            return f"{name} in {made['units'][name]}, not in {asked['units'][name]}"
+    behaviour = {key: np.asarray(values) for key, values in asked["behaviour"].items()}
+    changed = differs(made["behaviour"], behaviour)
+    return f"code that gave other {changed} on a few points" if changed else None
 
 
 def _in_params(made: Made, asked: Made, beside: set[str]) -> str | None:

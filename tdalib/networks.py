@@ -1,6 +1,7 @@
 """Networks as functions of what they hold: parameters that are trained, and the rest that their output depends on."""
 
 import inspect
+import random
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -10,6 +11,7 @@ from hashlib import sha256
 from textwrap import shorten
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -102,11 +104,27 @@ def direction(vectors: Tensor, leading: int, dtype: torch.dtype) -> tuple[Tensor
 
 
 @contextmanager
+def kept_generators() -> Iterator[None]:
+    """The generators of numpy and random are afterwards as they were."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        random.setstate(of_python)
+
+
+@contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's generators, of the CPU and of a GPU that is the device, at a seed; then as they were."""
+    """Every generator at a seed; then torch's, of the CPU and of a GPU that is the device, as they were.
+
+    Those of numpy and random, which a layer may take its numbers from, are put back by `kept_generators` around it all.
+    """
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):
         torch.default_generator.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 (code that others wrote)
+        random.seed(seed)
         if gpus:
             torch.cuda.manual_seed(seed)
         yield

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
+from textwrap import shorten
 from typing import Annotated, Any
 
 import numpy as np
@@ -41,7 +42,8 @@ def sentence(error: Mapping[str, Any], keys: Iterable[str], owner: str = "") -> 
         return f"unknown key {key!r}; allowed are {', '.join(keys)}"
     if error["type"] == "value_error":
         return f"{key}: {error['ctx']['error']}"
-    return f"{key}: {error['input']!r} is not possible; {error['msg'][0].lower()}{error['msg'][1:]}"
+    given = shorten(repr(error["input"]), 100)
+    return f"{key}: {given} is not possible; {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
 def one_line(error: Exception) -> str:

@@ -92,7 +92,7 @@ class Params(OfRecipe):
         """Params from a YAML file, which holds only what differs from the defaults; `name` is the file's by default."""
         try:
             values = yaml.load(Path(path).read_text(encoding="utf-8"), _EachKeyOnce)
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
             raise ValueError(f"the params file cannot be read as YAML: {one_line(error)}") from None
         if not isinstance(values, dict) or not values:
             raise ValueError("the params file is empty or no list of 'key: value' lines; it needs one at least")
@@ -158,7 +158,8 @@ class _EachKeyOnce(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """A mapping, if each of its keys stands once."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        merged = "tag:yaml.org,2002:merge"
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merged]
         if twice := [key for key in keys if keys.count(key) > 1]:
             raise yaml.constructor.ConstructorError(problem=f"key {twice[0]!r} stands twice")
         return super().construct_mapping(node, deep)

@@ -43,6 +43,6 @@ class Registry(dict[str, Any]):
         ValueError
             Nothing is; the sentence lists what there is.
         """
-        if name not in self:
+        if not isinstance(name, str) or name not in self:
             raise ValueError(f"{self.kind} {name!r} is not known; choose from {', '.join(sorted(self))}")
         return self[name]

@@ -84,7 +84,6 @@ def template(
         "params": json.dumps(params, sort_keys=True, default=lambda value: np.asarray(value).tolist()),
         "data_sha256": task.fingerprint(),
         "model_sha256": fingerprint(network),
-        "layout_sha256": sha256(str([(name, p.shape) for name, p in network.items()]).encode()).hexdigest(),
         "labels_sha256": _digest(coords),
         "removed_sha256": sha256(variables["removed"][1].tobytes()).hexdigest() if "removed" in variables else "",
         "behaviour": json.dumps({name: values.tolist() for name, values in (behaviour or {}).items()}),

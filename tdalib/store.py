@@ -148,7 +148,9 @@ def check(path: Path, empty: xr.Dataset) -> None:
     try:
         made = _made(path)
     except Exception:  # zarr raises what the content makes it raise
-        raise ValueError(f"store {path} exists and is not a tdalib store; choose another") from None
+        made = {}
+    if "params" not in made:
+        raise ValueError(f"store {path} exists and is not a tdalib store; choose another")
     if other := identity.difference(made, identity.read(empty.attrs)):
         raise ValueError(f"store {path} was made with {other}; choose another store")
 

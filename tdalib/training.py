@@ -17,6 +17,7 @@ from tdalib.networks import (
     Theta,
     forward,
     forward_at,
+    kept_generators,
     say_slower,
     seeded,
     set_state,
@@ -174,7 +175,8 @@ def train(training: Training, weights: Tensor | None = None, keep: int = 1) -> I
     start, ends = state_of(training.network), training.ends[-keep:]
     for weight in training.weights(weights):
         set_state(training.network, start)
-        kept = [state_of(training.network) for done, _ in follow(training, weight) if done in ends]
+        with kept_generators():
+            kept = [state_of(training.network) for done, _ in follow(training, weight) if done in ends]
         training.network.eval()
         yield kept
 
@@ -228,9 +230,10 @@ def train_stack(training: Training, weights: Tensor | None = None, keep: int = 1
         yield from train(training, weights, keep)
         return
     kept = []
-    for done, _ in _steps(training, stacked.values(), loss):
-        if done in ends:
-            kept.append(State({name: p.detach().clone() for name, p in stacked.items()}, state_of(network).rest))
+    with kept_generators():
+        for done, _ in _steps(training, stacked.values(), loss):
+            if done in ends:
+                kept.append(State({name: p.detach().clone() for name, p in stacked.items()}, state_of(network).rest))
     network.eval()
     for removal in range(len(weights)):
         yield [State({name: p[removal] for name, p in state.theta.items()}, state.rest) for state in kept]

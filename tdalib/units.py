@@ -16,10 +16,10 @@ import torch
 
 from tdalib.attributors import Method
 from tdalib.behaviour import Behaviour, check_network, differs, named
-from tdalib.networks import SlowerPath, State, copy_of
+from tdalib.networks import SlowerPath, State, copy_of, seeded
 from tdalib.removals import Removals, from_spec
 from tdalib.result import DIMS, TRAIN_BLOCK
-from tdalib.samplers import Draw, Posterior, Run
+from tdalib.samplers import Draw, Member, Posterior, Run
 from tdalib.workers import Shared, exact_repeat
 
 Written = list[tuple[str, tuple[int, ...], np.ndarray]]  # variable, chunk, values
@@ -129,13 +129,15 @@ def probe(work: Work) -> Behaviour:
         A network that would give wrong numbers, a value that a method refuses, sets for one to which they mean nothing,
         or τ of the wrong shape.
     """
-    posterior, task = work.posterior, work.posterior.task.first(train=2, test=1)
+    posterior, task = work.posterior, work.posterior.task
+    two = replace(task, train=task.train[[0, len(task.train) - 1]], test=task.test[-1:])
     kept = min(2, posterior.checkpoints)
     recipe = replace(posterior.recipe, epochs=kept) if posterior.recipe else None
-    one = replace(posterior, task=task, recipe=recipe, checkpoints=kept, members=posterior.members[:1])
-    few = from_spec(None if work.removals.single else {"sets": [[0], []]}, task.train)
+    members = posterior.members[:1] if posterior.kind == "finished" else (Member(-1, 0, 0),)  # the same for any seeds
+    one = replace(posterior, task=two, recipe=recipe, checkpoints=kept, members=members)
+    few = from_spec(None if work.removals.single else {"sets": [[0], []]}, two.train)
     with exact_repeat():
-        found = check_network(posterior.build, posterior.task.to(work.device), one.members[0].init_seed)
+        found = check_network(posterior.build, task.to(work.device), members[0].init_seed)
         small = replace(work, posterior=one, removals=few).prepared()
         draws = small.posterior.draws(0)
         found["losses"] = torch.stack([draw.losses(small.posterior.task.test) for draw in draws]).cpu().numpy()
@@ -179,8 +181,8 @@ def retrain(shared: Shared, unit: Unit, losses_at_theta: dict[int, np.ndarray]) 
 
 def losses_without(work: Work, member: int, name: str, removals: Removals) -> tuple[np.ndarray, np.ndarray | None]:
     """Test losses without what is removed, (draw, removal, test), and what to compare with if it is not the draw."""
-    method, posterior = work.methods[name], replace(work.posterior, task=work.posterior.task.copy())
-    with named(f"method {name!r}"):
+    method, posterior = work.methods[name], replace(work.posterior, task=deepcopy(work.posterior.task))
+    with named(f"method {name!r}"), torch.enable_grad(), seeded(0, posterior.task.train.device):
         values = method.function(posterior, member, removals.weights(), **deepcopy(work.options[name]))
     without, control = values if isinstance(values, tuple) else (values, None)
     draws, test = posterior.checkpoints, len(posterior.task.test)
@@ -220,12 +222,12 @@ def estimated(work: Work, name: str, members: dict[int, list[Draw]]) -> dict[int
 
 def _asked(work: Work, name: str, seen: Any, leading: list[tuple]) -> np.ndarray:
     """τ of the removals, (*leading, removal, test), by a method that is shown what its scope sees."""
-    method, task, sets = work.methods[name], work.posterior.task.copy(), work.removals.sets
+    method, task, sets = work.methods[name], deepcopy(work.posterior.task), work.removals.sets
     if method.sets is None and not work.removals.single:
         raise ValueError(f"method {name!r} does not say what a set is to it: register it with sets")
     removed = {"removed": deepcopy(sets)} if method.sets == "own" else {}
     rows = len(sets) if removed else len(task.train)
-    with named(f"method {name!r}"):
+    with named(f"method {name!r}"), torch.enable_grad(), seeded(0, task.train.device):  # a method may be random
         tau = method.function(seen, task, **removed, **deepcopy(work.options[name]))
     tau = _array(method, tau, [(*axes, rows, len(task.test)) for axes in leading])
     return tau if removed else np.stack([tau[..., of_set, :].sum(-2) for of_set in sets], -2)

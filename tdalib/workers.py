@@ -22,7 +22,7 @@ import joblib
 import torch
 from joblib.externals.loky.backend import resource_tracker
 
-from tdalib.networks import SlowerPath
+from tdalib.networks import SlowerPath, kept_generators
 from tdalib.options import one_line
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -206,6 +206,7 @@ def exact_repeat() -> Iterator[None]:
             torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
             torch.autocast("cpu", enabled=False),
             torch.enable_grad(),
+            kept_generators(),
             warnings.catch_warnings(),
         ):
             for said in ("There is a performance drop", ".torch.jit.script. is deprecated"):  # by torch, of itself

@@ -169,7 +169,7 @@ def own_loss(outputs, targets):
         ("ACTIVATION", nn.GELU, ["gd"], False, "code that gave other outputs on a few points"),
         ("DROPS", 0.2, ["gd"], False, "code that gave other outputs in training on a few points"),
         ("FACTOR", 1.01, ["scaled"], False, "code that gave other numbers by scaled on a few points"),
-        ("FACTOR", 1.01, ["gd"], True, "code that gave other losses on a few points"),
+        ("FACTOR", 1.01, ["gd"], True, "code that gave other losses at the start on a few points"),
     ],
 )
 def test_changed_code_is_refused_by_name(digits, tmp_path, monkeypatch, name, value, methods, own, said):

@@ -162,7 +162,7 @@ def total(outputs, targets):
     ("loss", "methods", "message"),
     [
         (saddle, "if", "objective 'saddle' is not convex in the outputs"),
-        (total, "gd", r"objective 'total' gave losses of shape \(\) for 1 points; give one each"),
+        (total, "gd", r"objective 'total' gave losses of shape \(\) for 10 points; give one each"),
         ("cross_entropy", "gd", "objective 'cross_entropy' needs classes as targets"),
         ("hinge", "gd", "objective 'hinge' is not known; choose from cross_entropy, next_token, squared_error"),
     ],

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import vjp, vmap
@@ -20,6 +21,7 @@ from tdalib.networks import Theta, calls, forward_at, say_slower
 from tdalib.samplers import Draw
 
 CHUNK_ROWS = 250  # rows under one vmap: larger is slower, the cache is then too small
+COMPARED = 4  # examples in which the two paths are compared
 ROUNDING = 1e-3  # share by which products of gradients may differ between the two paths
 
 
@@ -78,7 +80,7 @@ class Gradients:
         per_example = cotangents.shape[1]
         self.chunk = max(1, min(CHUNK_ROWS, examples_at_once(draw, points, memory)) // per_example)
         if why := self._why_one_by_one():
-            self.layers, self.make = {}, self._one_by_one
+            self.go_one_by_one()
             say_slower("gradients are taken one example at a time", why)
         dense = sum(p.numel() for p in self.dense.values())
         factors = sum(layer.in_features + layer.out_features for layer in self.layers.values())
@@ -105,9 +107,13 @@ class Gradients:
             self.lengths[at] = rows.lengths.flatten() * self.scale.flatten()[at]
             yield at, rows
 
+    def go_one_by_one(self) -> None:
+        """Take gradients by autograd, one example after another."""
+        self.layers, self.make = {}, self._one_by_one
+
     def _why_one_by_one(self) -> Exception | str:
-        """Why two examples cannot be done at once; empty where they give what autograd gives."""
-        ends = [0, len(self.points) - 1]
+        """Why some examples cannot be done at once; empty where they give what autograd gives."""
+        ends = np.linspace(0, len(self.points) - 1, COMPARED).astype(int)
         longest = self.scale[ends].argmax(1)  # others may be 0
         pair, cotangents = self.points[ends], self.cotangents[ends, longest][:, None]
         try:
@@ -174,6 +180,9 @@ def loss_gradients(draw: Draw, points: Points, memory: float) -> Gradients:
 
 def cosines(left: Gradients, right: Gradients) -> Tensor:
     """Cosines of all rows with all rows, (left, right); those of a row that is 0 are 0."""
+    if left.layers.keys() != right.layers.keys():  # as one of the two is served one by one
+        left.go_one_by_one()
+        right.go_one_by_one()
     found = left.cotangents.new_empty(len(left), len(right))
     for i, a in left:
         for j, b in right:

@@ -22,7 +22,7 @@ def outer_product_layers(draw: Draw, points: Points) -> dict[str, nn.Linear]:
     layers = {
         name: module
         for name, module in draw.model.named_modules()
-        if type(module) is nn.Linear and f"{name}.weight" in draw.theta
+        if type(module) is nn.Linear and f"{name}.weight" in draw.theta and not _is_hooked(module)
     }
     by_count = {count: calls(draw.model, layers, points[ends[:count]].inputs) for count in (1, 2)}
     for name in list(layers):
@@ -30,6 +30,11 @@ def outer_product_layers(draw: Draw, points: Points) -> dict[str, nn.Linear]:
         if not one_vector_each or _used_elsewhere(draw, name, layers[name], pair):
             del layers[name]
     return layers
+
+
+def _is_hooked(layer: nn.Module) -> bool:
+    """Whether something is done to what goes in or out."""
+    return any([layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks])
 
 
 def _vectors(called: list[tuple[tuple, Any]]) -> list[tuple[int, ...]]:

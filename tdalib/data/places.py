@@ -19,7 +19,7 @@ def resolve(path: Path | str) -> Path:
     ValueError
         It is no path.
     """
-    if not isinstance(path, str | Path) or str(path) == "" or "\0" in str(path):
+    if not isinstance(path, str | Path) or str(path) == "" or "\0" in str(path) or "://" in str(path):
         raise ValueError(f"{path!r} is no path; give a string or a pathlib.Path")
     return (ROOT or Path.cwd()) / Path(path).expanduser()
 

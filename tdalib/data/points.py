@@ -70,11 +70,6 @@ class Points:
 
         return Points(of_each(moved, self.inputs), moved(self.targets), self.labels)
 
-    def copy(self) -> "Points":
-        """The same points for one who may change them."""
-        labels = {name: values.copy() for name, values in self.labels.items()}
-        return Points(of_each(Tensor.clone, self.inputs), self.targets.clone(), labels)
-
     device = property(attrgetter("targets.device"))
 
     @property

@@ -58,17 +58,13 @@ class Task:
 
     def check_outputs(self, outputs: Tensor) -> None:
         """Refuse outputs of a network, (points, ...), that are fewer than the classes."""
-        if self.classes and outputs[0].numel() < self.outputs:
+        if self.objective.likelihood == "classification" and outputs[0].numel() < self.outputs:
             count, classes = outputs[0].numel(), self.outputs
             raise ValueError(f"the model has {count} outputs; the {classes} classes need one each, {classes} in all")
 
     def to(self, where: str | torch.dtype) -> "Task":
         """The same task on another device, or with another type of its floats."""
         return replace(self, train=self.train.to(where), test=self.test.to(where))
-
-    def copy(self) -> "Task":
-        """The same task for one who may change what it holds."""
-        return replace(self, train=self.train.copy(), test=self.test.copy())
 
     def first(self, train: int | None = None, test: int | None = None) -> "Task":
         """The same task with its first train and test points alone; None: all of them."""
@@ -196,13 +192,17 @@ def _points(x: Arrays, targets: np.ndarray, index: np.typing.ArrayLike | None, s
             raise ValueError(f"{key}: uint8 images need shape (n, height, width) or (n, height, width, 1 or 3)")
         if part.dtype.kind not in "fiub":
             raise ValueError(f"{key} holds {part.dtype}; give uint8 images, floats or integers")
+        if np.ma.is_masked(part):
+            raise ValueError(f"{key} has values that are masked; every value must be a number")
+        if part.dtype.kind == "u" and part.size and part.max() > np.iinfo(np.int64).max:
+            raise ValueError(f"{key} has the value {part.max()}; whole numbers are at most {np.iinfo(np.int64).max}")
         if len(bad := np.flatnonzero(~np.isfinite(part).reshape(len(part), -1).all(axis=1))):
             raise ValueError(f"{key}[{bad[0]}] has a value that is not finite; every value must be a number")
         if targets.shape[:1] != (len(part),):
             raise ValueError(f"y_{split} has shape {targets.shape}; it needs one label for each of {len(part)} points")
     if targets.dtype.kind not in "fiu" or (are_classes(targets) and targets.min() < 0):
         raise ValueError(f"y_{split} must hold whole numbers, 0 for the first class, or floats")
-    if not np.isfinite(targets).all():
+    if np.ma.is_masked(targets) or not np.isfinite(targets).all():
         raise ValueError(f"y_{split} has a value that is not finite; every target must be a number")
     inputs = of_each(lambda part: _tensor(_array(part, f"x_{split}")), x)
     floats = next((part.dtype for part in tensors(inputs) if part.is_floating_point()), torch.float32)
@@ -217,7 +217,7 @@ def _points(x: Arrays, targets: np.ndarray, index: np.typing.ArrayLike | None, s
 
 def _array(values: Any, key: str) -> np.ndarray:
     try:
-        return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+        return np.asanyarray(values.detach().cpu() if isinstance(values, Tensor) else values)
     except Exception as error:  # numpy raises what the content makes it raise
         raise ValueError(f"{key} is no array: {one_line(error)}") from None
 
@@ -238,7 +238,7 @@ def _tensor(x: np.ndarray) -> Tensor:
     if x.dtype == np.uint8:
         x = x[..., None] if x.ndim == 3 else x
         x = (np.moveaxis(x, -1, 1) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
-    kept = {"f": np.float64 if x.dtype == np.float64 else np.float32, "i": np.int64, "u": np.int64, "b": bool}
-    given = torch.from_numpy(np.ascontiguousarray(x, dtype=kept[x.dtype.kind]))
+    kept = {"f": np.float64 if x.dtype.itemsize >= 8 else np.float32, "i": np.int64, "u": np.int64, "b": bool}
+    given = torch.from_numpy(np.array(x, dtype=kept[x.dtype.kind], order="C"))  # a copy, which nobody else changes
     images = given.ndim == 4 and given.is_floating_point()
     return given.contiguous(memory_format=torch.channels_last) if images else given  # the faster layout on CPUs

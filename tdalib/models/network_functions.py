@@ -1,20 +1,18 @@
 """The models by name: what every function (task, seed) → nn.Module gets, whoever wrote it."""
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial, wraps
 from math import gcd
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from tdalib.behaviour import named
 from tdalib.data import Task
-from tdalib.networks import trainable
+from tdalib.networks import kept_generators, seeded, trainable
 from tdalib.options import Count, one_line
 from tdalib.registry import Registry
 
@@ -44,6 +42,12 @@ def _seeded(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
             raise ValueError("the model is of TorchScript; give the nn.Module that it was made of")
         if any(isinstance(p, UninitializedParameter) or p.is_meta for p in given.parameters()):
             raise ValueError("the model has parameters without numbers (of lazy layers, or on the meta device)")
+        if isinstance(given, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise ValueError("the model is wrapped for several GPUs; give the module inside, .module")
+        if any(p.is_complex() for p in given.parameters()):
+            raise ValueError("the model has complex parameters; give real ones, such as their real and imaginary parts")
+        if hooked := [name for name, p in given.named_parameters() if p._backward_hooks]:
+            raise ValueError(f"the model has a hook on the gradient of {hooked[0]!r}, which no copy keeps; do without")
         if not trainable(given):
             raise ValueError("the model has no parameter that requires a gradient; there is nothing to train")
         network = _copied(given)
@@ -61,20 +65,14 @@ def _seeded(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
 @contextmanager
 def _generators_at(seed: int) -> Iterator[None]:
-    """The generators of torch, numpy and random at a seed, and floats of 32 bits by default; then all as it was."""
-    of_numpy = np.random.get_state()  # noqa: NPY002 (functions that others wrote take their numbers there)
-    of_python, floats = random.getstate(), torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        random.seed(seed)
-        torch.set_default_dtype(torch.float32)
-        try:
+    """Every generator at a seed, and floats of 32 bits by default; then all as it was."""
+    floats = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with kept_generators(), seeded(seed, torch.device("cpu")):
             yield
-        finally:
-            np.random.set_state(of_numpy)  # noqa: NPY002
-            random.setstate(of_python)
-            torch.set_default_dtype(floats)
+    finally:
+        torch.set_default_dtype(floats)
 
 
 def _copied(network: nn.Module) -> nn.Module:

@@ -61,8 +61,12 @@ class Masked:
         network = self.build(task, seed).eval()
         every = list(network.named_modules(remove_duplicate=False))  # a layer may have several names
         layers = {name: m for name, m in network.named_modules() if type(m) is nn.Dropout and m.p > 0}
+        of_two = calls(network, layers, task.train[[0, 0]].inputs)
         for name, called in calls(network, layers, task.train[:1].inputs).items():
             shapes = {arguments[0].shape[1:] for arguments, _ in called}
+            counts = [tuple(len(arguments[0]) for arguments, _ in each) for each in (called, of_two[name])]
+            if counts != [(count,) * len(called) for count in (1, 2)]:
+                raise ValueError(f"mc_dropout: layer {name!r} drops from something whose first dim is not the points")
             if len(shapes) > 1:
                 raise ValueError(
                     f"mc_dropout: layer {name!r} is used on several shapes; give each use its own nn.Dropout"
