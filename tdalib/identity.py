@@ -34,8 +34,8 @@ def difference(made: Made, asked: Made) -> str | None:
         return "a tdalib of before 0.2, which did not note all that made it; it can be read"
     if other := _in_params(made, asked, GROWING):
         return other
-    if any(was != now for was, now in zip(seeds(made), seeds(asked), strict=False)):
-        return f"seeds: {seeds(made)}, not {seeds(asked)}"
+    if any(was != now for was, now in zip(made["seeds"], asked["seeds"], strict=False)):
+        return f"seeds: {made['seeds']}, not {asked['seeds']}"
     for fact, other in FACTS.items():
         if made[fact] != asked[fact]:
             return other
@@ -65,8 +65,8 @@ def other_than_seeds(made: Made, first: Made) -> str | None:
     if other := _in_code(made, first):
         return other
     for role, what in enumerate(("initialisation", "batch order")):
-        held, others = ({of_member[role] for of_member in seeds(each)} for each in (made, first))
-        is_shared = len(held) < len(seeds(made)) or len(others) < len(seeds(first))
+        held, others = ({of_member[role] for of_member in each["seeds"]} for each in (made, first))
+        is_shared = len(held) < len(made["seeds"]) or len(others) < len(first["seeds"])
         if is_shared and held != others:
             return f"members that share one {what}, another than those of the first"
     return None
@@ -98,11 +98,9 @@ def _in_params(made: Made, asked: Made, beside: set[str]) -> str | None:
 def note_versions(path: Any, made: Made, asked: Made) -> None:
     """Say so where a store goes on with other versions than it was begun with."""
     before, now = json.loads(made["versions"]), json.loads(asked["versions"])
-    changed = [name for name in now if before.get(name, now[name]) != now[name]]
-    if changed:
+    if changed := [name for name in now if before.get(name, now[name]) != now[name]]:
         then = "; ".join(f"{name} {before[name]}, now {now[name]}" for name in changed)
-        said = f"store {path} was begun with {then}: it goes on, with numbers that agree but for rounding"
-        warnings.warn(said, stacklevel=2)
+        warnings.warn(f"store {path} was begun with {then}: numbers agree but for rounding", stacklevel=2)
 
 
 def methods(made: Made) -> list[str]:
@@ -113,11 +111,6 @@ def methods(made: Made) -> list[str]:
 def members(made: Made) -> int:
     """How many members there are, or are to be."""
     return made["params"]["members"]
-
-
-def seeds(made: Made) -> list:
-    """The seeds of each member."""
-    return made["seeds"]
 
 
 def of_all_members(made: Made) -> list[str]:

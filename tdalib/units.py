@@ -1,7 +1,6 @@
 """Units of work: what one process computes in one go, from a shared description of the work and θ."""
 
 import os
-import platform
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
@@ -34,10 +33,6 @@ class Unit(NamedTuple):
     blocks: list[int]
 
 
-def _this_process() -> str:
-    return f"{platform.node()} {os.getpid()}"
-
-
 @dataclass(frozen=True)
 class Work:
     """All that the numbers depend on: the posterior, what is removed, and the methods with their options."""
@@ -49,7 +44,7 @@ class Work:
     device: str = "cpu"
     columns: Sequence[str] = ()
     expected: Behaviour = field(default_factory=dict)
-    origin: str = field(default_factory=_this_process)
+    origin: int = field(default_factory=os.getpid)
 
     def prepared(self) -> "Work":
         """The same work on its device; the network of one seed is built once, and copied from then on."""
@@ -66,7 +61,7 @@ class Work:
         ValueError
             It does not.
         """
-        if self.expected and self.origin != _this_process():
+        if self.expected and self.origin != os.getpid():
             with warnings.catch_warnings(action="ignore", category=SlowerPath):  # notice was given
                 other = differs(self.expected, probe(self))
             if other:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tdalib import Recipe, attribute, attributors, data, deep_ensemble, models, samplers
+from tdalib import Recipe, attribute, attributors, data, deep_ensemble, models, objectives, samplers
 from tdalib.attributors import Method
 
 RECIPE = Recipe(epochs=2, batch_size=4)
@@ -425,7 +425,7 @@ def test_want_of_memory_in_a_method_is_no_fault_of_it(digits, monkeypatch):
 def test_a_single_logit_for_two_classes_says_what_to_do():
     stream = np.random.default_rng(0)
     task = data.from_arrays(stream.normal(size=(8, 4)), np.arange(8) % 2, stream.normal(size=(4, 4)), np.arange(4) % 2)
-    with pytest.raises(ValueError, match="the model has 1 outputs; the 2 classes need one each, 2 in all"):
+    with pytest.raises(ValueError, match="the model has 1 outputs; the 2 classes need one each"):
         tau(task, lambda t, s: nn.Linear(4, 1))
 
 
@@ -455,3 +455,213 @@ def test_a_script_without_a_guard_is_told_to_have_one(tmp_path):
 def test_fewer_points_than_are_looked_at(digits):
     few = replace(digits, train=digits.train[[0, 2, 4]], test=digits.test[:1])
     assert tau(few, "mlp", ["gd"]).sizes["train"] == 3
+
+
+class Counted(nn.Module):
+    """It cools a little at every pass of training."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain, self.count = plain(), 0
+
+    def forward(self, x):
+        self.count += self.training
+        return self.plain(x) * np.exp(-1e-4 * self.count)
+
+
+class Fitted(nn.Module):
+    """It centres by the first points that it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain, self.mean = plain(), None
+
+    def forward(self, x):
+        if self.mean is None:
+            self.mean = x.mean(0, keepdim=True).detach()
+        return self.plain(x - self.mean)
+
+
+class Gated(nn.Module):
+    """The batch's mean comes in through a gate that is all but shut at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain, self.gate = plain(), nn.Parameter(torch.tensor(1e-4))
+
+    def forward(self, x):
+        outputs = self.plain(x)
+        return outputs + self.gate * outputs.mean(0)
+
+
+def changed(change):
+    def build(task, seed):
+        network = plain()
+        change(network)
+        return network
+
+    return build
+
+
+class Spectral(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.plain, self.filter = plain(), nn.Parameter(torch.ones(3, dtype=torch.cfloat))
+
+    def forward(self, x):
+        return (self.plain(x) * self.filter).real
+
+
+QUIETLY_WRONG = {
+    "a slow counter": (lambda t, s: Counted(), "keeps something from one pass to the next"),
+    "fitted to the first points": (lambda t, s: Fitted(), "keeps something from one pass to the next"),
+    "a gate that is shut at first": (lambda t, s: Gated(), BESIDE),
+    "a hook on a gradient": (
+        changed(lambda network: network[1].weight.register_hook(lambda g: 0 * g)),
+        "a hook on the gradient of '1.weight', which no copy keeps",
+    ),
+    "complex parameters": (lambda t, s: Spectral(), "complex parameters"),
+    "several GPUs": (lambda t, s: nn.DataParallel(plain()), "give the module inside, .module"),
+}
+
+
+@pytest.mark.parametrize("name", QUIETLY_WRONG)
+def test_what_would_be_wrong_without_a_word_is_refused(digits, name):
+    build, said = QUIETLY_WRONG[name]
+    with pytest.raises(ValueError, match=said):
+        tau(digits, build, ["gd"])
+
+
+class Dropped(nn.Module):
+    """A layer is passed over at random, by a generator that is not torch's."""
+
+    def __init__(self, numbers):
+        super().__init__()
+        self.plain, self.numbers = plain(), numbers
+
+    def forward(self, x):
+        if self.training and (random.random() if self.numbers == "random" else np.random.rand()) < 0.3:  # noqa: NPY002
+            return 0.5 * self.plain(x)
+        return self.plain(x)
+
+
+@pytest.mark.parametrize("numbers", ["random", "numpy"])
+def test_layers_that_are_random_by_other_generators_repeat(digits, numbers):
+    one, other, by_two = (tau(digits, lambda t, s: Dropped(numbers), workers=workers) for workers in (1, 1, 2))
+    np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(one, by_two)
+
+
+def test_a_random_method_repeats(digits, monkeypatch):
+    def projected(draw, task):
+        random_rows = torch.randn(len(task.train), 3) + np.random.rand() + random.random()  # noqa: NPY002
+        return random_rows @ torch.randn(3, len(task.test))
+
+    monkeypatch.setitem(attributors.METHODS, "projected", Method("projected", projected, "1", sets="sum"))
+    np.testing.assert_array_equal(tau(digits, "mlp", ["projected"]), tau(digits, "mlp", ["gd", "projected"])[..., 1:])
+
+
+def test_a_clamped_layer_is_no_outer_product(digits):
+    def clamped(task, seed):
+        network = plain()
+        network[1].register_forward_hook(lambda layer, given, outputs: outputs.clamp(-0.1, 0.1))
+        return network
+
+    (draw,) = deep_ensemble(clamped, digits, RECIPE, members=1, checkpoints=1).draws(0)
+    rows = []
+    for points in (digits.train, digits.test):
+        network = draw.module()
+        for x, y in zip(points.inputs, points.targets, strict=True):
+            network.zero_grad()
+            nn.functional.cross_entropy(network(x[None]), y[None]).backward()
+            rows.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
+    expected = torch.stack(rows[:6]) @ torch.stack(rows[6:]).T
+    torch.testing.assert_close(attributors.get("gd").function(draw, digits), expected, rtol=1e-4, atol=1e-5)
+
+
+def balanced(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets, reduction="none") / torch.bincount(targets)[targets]
+
+
+def noisy(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets, reduction="none") + torch.randn(len(outputs))
+
+
+def weighed(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets, torch.tensor([1.0, 2.0, 3.0]), reduction="none")
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (balanced, "gives a point another loss alone than beside others"),
+        (noisy, "gives other losses at each call"),
+        (
+            weighed,
+            "'weighed', which is given float64, fails: RuntimeError: expected scalar type Double",
+        ),
+    ],
+)
+def test_a_loss_that_is_no_function_of_its_point_is_refused(digits, loss, said):
+    with pytest.raises(ValueError, match=said):
+        tau(replace(digits, objective=objectives.get(loss)), "mlp", ["gd"])
+
+
+def test_one_logit_and_a_loss_of_ones_own_for_two_classes():
+    def binary(outputs, targets):
+        given = targets.to(outputs)
+        return nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], given, reduction="none")
+
+    stream = np.random.default_rng(0)
+    x, y = stream.normal(size=(12, 4)), np.arange(12) % 2
+    task = data.from_arrays(x[:8], y[:8], x[8:], y[8:], objective=binary)
+    assert tau(task, lambda t, s: nn.Linear(4, 1)).notnull().all()
+
+
+def test_arrays_that_are_changed_later_are_not_the_tasks():
+    x = np.zeros((4, 3), np.float32)
+    task = data.from_arrays(x, [0, 1, 0, 1], x[:2], [0, 1])
+    x[:] = 5
+    assert (task.x_train == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (np.ma.masked_less(np.arange(12.0).reshape(4, 3), 2), "x_train has values that are masked"),
+        (np.full((4, 3), 2**63, np.uint64), "whole numbers are at most 9223372036854775807"),
+    ],
+)
+def test_numbers_that_no_tensor_holds_are_refused(x, said):
+    with pytest.raises(ValueError, match=said):
+        data.from_arrays(x, [0, 1, 0, 1], x[:2], [0, 1])
+
+
+def test_dropout_on_what_is_not_the_points_is_no_mask(digits):
+    class Sequences(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rows, self.drop, self.head = nn.Linear(28, 28), nn.Dropout(0.5), nn.Linear(784, 3)
+
+        def forward(self, x):
+            steps = self.drop(self.rows(x[:, 0].transpose(0, 1)))  # (T, points, 28)
+            return self.head(steps.transpose(0, 1).flatten(1))
+
+    with pytest.raises(ValueError, match="'drop' drops from something whose first dim is not the points"):
+        samplers.mc_dropout(lambda t, s: Sequences(), digits, RECIPE, members=1, checkpoints=1)
+
+
+class HalfPrecision(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.plain = plain()
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.plain(x).float()
+
+
+@pytest.mark.filterwarnings("ignore::tdalib.networks.SlowerPath")
+def test_a_network_of_which_one_side_takes_the_slower_path(digits):
+    found = tau(digits, lambda t, s: HalfPrecision(), ["gd", "gc", "if"])
+    assert found.notnull().all()

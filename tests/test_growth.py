@@ -198,7 +198,7 @@ def test_a_store_that_goes_on_with_other_versions_says_so(digits, tmp_path, monk
     group.attrs["versions"] = older
     checksums.copy_metadata(path)
     assert attribute(ensemble(digits), ["gd"], path=path, workers=1).attrs["versions"] == older  # nothing is computed
-    with pytest.warns(UserWarning, match=r"begun with torch 1.0, now .*; cpu x86_64 NO AVX, now .*: it goes"):
+    with pytest.warns(UserWarning, match=r"begun with torch 1.0, now .*; cpu x86_64 NO AVX, now .*: numbers agree"):
         attribute(ensemble(digits, 3), ["gd"], path=path, workers=1)
 
 
@@ -404,3 +404,37 @@ def test_an_unfinished_run_and_one_of_another_network_are_not_merged(digits, tmp
         store.merge([tmp_path / "0.zarr", tmp_path / "1.zarr"])
     with pytest.raises(ValueError, match="2.zarr cannot be merged with .*: it was made with model: relu, not logreg"):
         store.merge([tmp_path / "0.zarr", tmp_path / "2.zarr"])
+
+
+def test_code_of_the_same_name_that_is_another_is_not_merged(digits, tmp_path, monkeypatch):
+    for seed, name, value in ((0, "FACTOR", 1.0), (1, "ACTIVATION", nn.Tanh), (2, "FACTOR", 100.0)):
+        monkeypatch.setitem(globals(), "ACTIVATION", nn.ReLU)
+        monkeypatch.setitem(globals(), name, value)
+        posterior = ensemble(digits, seed=seed, model=relu)
+        attribute(posterior, ["scaled"], path=tmp_path / f"{seed}.zarr", workers=1)
+    for seed, what in ((1, "outputs"), (2, "numbers by scaled")):
+        with pytest.raises(ValueError, match=f"it was made with code that gave other {what} on a few points"):
+            store.merge([tmp_path / "0.zarr", tmp_path / f"{seed}.zarr"])
+
+
+WEIGHT = 1.0
+
+
+def of_the_last_class(outputs, targets):
+    weight = torch.where(targets == 2, WEIGHT, 1.0)
+    return weight * objectives.cross_entropy(outputs, targets)
+
+
+def test_a_loss_that_was_changed_for_one_class_is_seen(digits, tmp_path, monkeypatch):
+    task = replace(digits, objective=objectives.get(of_the_last_class))
+    attribute(ensemble(task), ["gd"], path=tmp_path / "a.zarr", workers=1)
+    monkeypatch.setitem(globals(), "WEIGHT", 3.0)
+    with pytest.raises(ValueError, match="code that gave other losses at the start on a few points"):
+        attribute(ensemble(task), ["gd"], path=tmp_path / "a.zarr", workers=1)
+
+
+def test_another_unit_is_another_method(digits, tmp_path, monkeypatch):
+    attribute(ensemble(digits), ["scaled"], path=tmp_path / "a.zarr", workers=1)
+    monkeypatch.setitem(attributors.METHODS, "scaled", Method("scaled", scaled, "nats", sets="sum"))
+    with pytest.raises(ValueError, match="made with scaled in 1, not in nats"):
+        attribute(ensemble(digits), ["scaled"], path=tmp_path / "a.zarr", workers=1)

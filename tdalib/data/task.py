@@ -59,8 +59,7 @@ class Task:
     def check_outputs(self, outputs: Tensor) -> None:
         """Refuse outputs of a network, (points, ...), that are fewer than the classes."""
         if self.objective.likelihood == "classification" and outputs[0].numel() < self.outputs:
-            count, classes = outputs[0].numel(), self.outputs
-            raise ValueError(f"the model has {count} outputs; the {classes} classes need one each, {classes} in all")
+            raise ValueError(f"the model has {outputs[0].numel()} outputs; the {self.outputs} classes need one each")
 
     def to(self, where: str | torch.dtype) -> "Task":
         """The same task on another device, or with another type of its floats."""
