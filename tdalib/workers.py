@@ -143,7 +143,7 @@ def _with_processes(work: Any, cleared: ExitStack) -> Shared:
 def _with_cluster(work: Any, jobs: int, scheduler: str, cleared: ExitStack) -> Shared:
     from distributed import Client, WorkerPlugin
 
-    cluster = {"n_workers": jobs, "threads_per_worker": 1, "dashboard_address": None}
+    cluster = {"n_workers": jobs, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
     where = cluster if scheduler == "local" else {"address": scheduler}
     shared = _in_this_process(work, cleared)  # joblib gives what is for one worker to no cluster
     plugin = type("Hand", (_Hand, WorkerPlugin), {})(shared.token, _packed(work))

@@ -64,7 +64,10 @@ def test_nothing_is_lost_when_a_run_is_killed(tmp_path):
 def test_a_killed_dask_worker_costs_nothing(posterior, undisturbed, tmp_path):
     from distributed import Client, LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as client,
+    ):
         victim = next(iter(client.run(os.getpid).values()))
         path = tmp_path / "dask.zarr"
         where = {"path": path, "scheduler": cluster.scheduler_address}

@@ -93,7 +93,7 @@ def test_a_dask_worker_of_several_threads_is_refused():
     from distributed import LocalCluster
 
     with (
-        LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as cluster,
         pytest.raises(ValueError, match="a dask worker has 2 threads; start workers with --nthreads 1"),
         workers.parallel("work", "cpu", None, cluster.scheduler_address),
     ):
