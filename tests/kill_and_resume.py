@@ -1,8 +1,7 @@
 """Kill a run with SIGKILL at random moments, start it again, and compare the store with an undisturbed one.
 
 The store grows meanwhile, by members and by methods. `python tests/kill_and_resume.py --rounds 20` says for each round
-when it was killed and what was there, and fails if a finished chunk was lost, any byte differs, or anything is left
-behind: a draft, a folder, a semaphore.
+when it was killed and what was there, and fails if a finished chunk was lost, any byte differs, or a draft is left.
 """
 
 import argparse
@@ -11,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic
 
 import psutil
 
@@ -43,13 +42,6 @@ def computed(path: Path) -> dict[str, bytes]:
     return {name: content for name, content in chunk_bytes(path).items() if name.startswith(names)}
 
 
-def left_behind() -> set[Path]:
-    """What processes leave in shared memory and in the folder for temporary files."""
-    patterns = ("tdalib-*", "joblib_memmapping_folder_*", "sem.*", "loky-*")
-    places = {Path("/dev/shm"), Path(tempfile.gettempdir())}
-    return {entry for place in places if place.is_dir() for pattern in patterns for entry in place.glob(pattern)}
-
-
 def start(path: Path, step: int) -> subprocess.Popen:
     python = [sys.executable, __file__, "--work", str(path), "--step", str(step)]
     return subprocess.Popen(python, stderr=subprocess.DEVNULL)
@@ -66,7 +58,7 @@ def kill(process: subprocess.Popen, whole_tree: bool) -> None:
 
 
 def main(rounds: int, seed: int) -> None:
-    chance, before_all = random.Random(seed), left_behind()
+    chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         undisturbed, last = Path(folder) / "undisturbed.zarr", len(STEPS) - 1
         begun = monotonic()
@@ -95,12 +87,7 @@ def main(rounds: int, seed: int) -> None:
             assert start(path, last).wait() == 0
             assert chunk_bytes(path) == expected, "the resumed store differs"
         assert {entry.suffix for entry in Path(folder).iterdir()} == {".zarr", ".lock"}, "a draft was left"
-    for _ in range(60):  # what a killed process had is removed by another that watches it
-        if not left_behind() - before_all:
-            break
-        sleep(1)
-    assert not left_behind() - before_all, left_behind() - before_all
-    print(f"seed {seed}: {done} kills, {stores} stores, every one with the bytes of the undisturbed one, nothing left")
+    print(f"seed {seed}: {done} kills, {stores} stores, every one with the bytes of the undisturbed one")
 
 
 if __name__ == "__main__":
