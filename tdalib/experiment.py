@@ -19,7 +19,7 @@ from tqdm import tqdm
 from tdalib import attributors, removals, result, stats, store
 from tdalib.behaviour import Behaviour, same_start
 from tdalib.data import resolve
-from tdalib.options import Workers, check_fields, one_line
+from tdalib.options import Workers, check, one_line
 from tdalib.plan import COLUMNS, measure, table
 from tdalib.samplers import Posterior
 from tdalib.units import Work, draw_member, job, probe
@@ -63,7 +63,9 @@ class Experiment:
     scheduler: str | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        if not isinstance(self.posterior, Posterior):
+            raise ValueError(f"posterior: a {type(self.posterior).__name__} is not possible; give what a sampler gives")
+        check("", type(self).__annotations__ | {"posterior": Any}, vars(self))
 
     def check(self) -> None:
         """Do everything that can fail on what is asked for, and write nothing.

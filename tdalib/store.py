@@ -41,10 +41,9 @@ def create(path: Path, empty: xr.Dataset) -> None:
     if identity.grows(made, identity.read(empty.attrs)):
         with _drafted(path, wanted) as draft, _writing(path):
             _grow(path, draft, made)
+    as_many = identity.members(identity.read(empty.attrs)) == identity.members(_made(path))
     for name in missing(path, wanted):
-        if "sample" not in wanted[name].dims or identity.members(identity.read(wanted.attrs)) == identity.members(
-            _made(path)
-        ):
+        if as_many or "sample" not in wanted[name].dims:
             write(path, name, (0,) * wanted[name].ndim, wanted[name].values)
     checksums.copy_metadata(path)
 
