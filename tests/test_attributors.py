@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 
 from tdalib import Recipe, attribute, attributors, data, deep_ensemble, objectives
-from tdalib.attributors.gradients import Gradients
+from tdalib.attributors.gradients import Gradients, cosines, loss_gradients
 from tdalib.networks import SlowerPath
 from tdalib.training import Training, train, train_stack
 
@@ -303,3 +303,13 @@ def test_a_faster_path_that_is_wrong_is_seen_for_every_objective(blobs, monkeypa
     with pytest.warns(SlowerPath, match="under vmap the network gives other ones"):
         found = attributors.get("if").function(draw, task)
     torch.testing.assert_close(found, expected)
+
+
+def test_rows_that_were_kept_are_made_anew_where_the_other_side_is_slower(blobs):
+    (draw,) = deep_ensemble("mlp", blobs, Recipe(epochs=1), members=1, checkpoints=1).draws(0)
+    train, test = (loss_gradients(draw, points, memory=1.0) for points in (blobs.train, blobs.test))
+    expected = cosines(train, test)
+    assert train.whole is not None and train.layers
+    slower = loss_gradients(draw, blobs.test, memory=1.0)
+    slower.go_one_by_one()
+    torch.testing.assert_close(cosines(train, slower), expected)

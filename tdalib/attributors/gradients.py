@@ -108,8 +108,8 @@ class Gradients:
             yield at, rows
 
     def go_one_by_one(self) -> None:
-        """Take gradients by autograd, one example after another."""
-        self.layers, self.make = {}, self._one_by_one
+        """Take gradients by autograd, one example after another, from now on; rows that were kept are made anew."""
+        self.layers, self.make, self.whole = {}, self._one_by_one, None
 
     def _why_one_by_one(self) -> Exception | str:
         """Why some examples cannot be done at once; empty where they give what autograd gives."""

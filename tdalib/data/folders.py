@@ -43,8 +43,8 @@ def from_folder(
 
     Returns
     -------
-    Task whose `train_index` and `test_index` are positions in torchvision's `ImageFolder(path).samples`, or in those of
-    path/train and path/test.
+    Task whose `train_index` and `test_index` are positions among the images that are not passed over, in the order of
+    torchvision's `ImageFolder(path).samples`, or in those of path/train and path/test.
 
     Warns
     -----
