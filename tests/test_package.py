@@ -38,21 +38,23 @@ def test_torch_has_a_lower_bound_only():
 
 
 def test_import_is_quick_and_leaves_figures_and_transformers_alone():
+    """Against what it stands on, in one process, so that a busy machine does not matter; the package alone is lazy."""
     code = """
 import sys, time
 start = time.process_time()
 import tdalib
+alone = time.process_time()
+import torch, torchvision, xarray, scipy.stats
+libraries = time.process_time()
 from tdalib import data, models, training, samplers, attributors, experiment, store, params
 assert not {"matplotlib", "seaborn", "peft", "transformers"} & set(sys.modules), sys.modules.keys()
 import tdalib.stats
 assert "matplotlib" not in sys.modules
-print(time.process_time() - start)
+print(alone - start, libraries - start, time.process_time() - libraries)
 """
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
-    assert min(float(done.stdout) for done in runs) < 6  # every module; the package alone is checked below
-    alone = "import time; t = time.process_time(); import tdalib; print(time.process_time() - t)"
-    done = subprocess.run([sys.executable, "-c", alone], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 3
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    alone, libraries, rest = (float(seconds) for seconds in done.stdout.split())
+    assert alone < libraries / 2 and rest < libraries
 
 
 def test_citation_names_the_paper():

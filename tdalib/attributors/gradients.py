@@ -161,7 +161,7 @@ class Gradients:
 def pulled_back(outputs: Tensor, theta: Theta, cotangents: Tensor) -> Tensor:
     """Jᵀ v of the outputs for their cotangents v, (P,), by autograd; what was computed for it is kept."""
     by_name = torch.autograd.grad(outputs, [*theta.values()], cotangents, retain_graph=True, materialize_grads=True)
-    return torch.cat([g.flatten() for g in by_name])
+    return torch.cat([g.flatten() for g in by_name]).detach()  # older versions of torch: zeros that require a gradient
 
 
 def examples_at_once(draw: Draw, points: Points, memory: float) -> int:

@@ -134,4 +134,5 @@ def potential_gradient(draw: Draw, theta: Theta, task: Task, batch: Tensor, weig
     loss = (of_kept * task.objective.loss(draw.outputs(live, points.inputs), points.targets)).sum()
     divisor = float(of_kept.sum()) if renormalise else len(batch)
     gradients = torch.autograd.grad(loss * (n / divisor), list(live.values()), materialize_grads=True)
-    return {name: g + decay * theta[name] for name, g in zip(theta, gradients, strict=True)}
+    # in older versions of torch the zeros of an unused parameter require a gradient
+    return {name: g.detach() + decay * theta[name] for name, g in zip(theta, gradients, strict=True)}
