@@ -7,7 +7,6 @@ from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import joblib
@@ -23,7 +22,7 @@ from tdalib.options import Workers, check, one_line
 from tdalib.plan import COLUMNS, measure, table
 from tdalib.samplers import Posterior
 from tdalib.units import Work, draw_member, job, probe
-from tdalib.workers import Device, Shared, check_scheduler, exact_repeat, parallel, resolve_device
+from tdalib.workers import Device, Shared, check_scheduler, exact_repeat, parallel, resolve_device, temporary_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +124,7 @@ class Experiment:
         """
         self.check()
         if self.path is None:
-            with TemporaryDirectory() as folder:
+            with temporary_folder() as folder:
                 filled = self._filled(Path(folder) / "result.zarr").load()
         else:
             filled = self._filled(resolve(self.path).resolve())  # where links lead

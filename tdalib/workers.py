@@ -4,6 +4,7 @@ import ctypes
 import os
 import pickle
 import platform
+import shutil
 import socket
 import sys
 import warnings
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from threading import Thread
 from time import sleep
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from uuid import uuid4
 
 import cloudpickle
 import joblib
+import psutil
 import torch
 from joblib.externals.loky.backend import resource_tracker
 
@@ -26,6 +28,7 @@ from tdalib.networks import SlowerPath, kept_generators
 from tdalib.options import one_line
 
 Device = Literal["auto", "cpu", "cuda"]
+SHARED_MEMORY = Path("/dev/shm")
 
 _given: dict[str, Any] = {}  # token → what was handed to this process
 _prepared: dict[str, Any] = {}  # token → what it made of that
@@ -132,12 +135,30 @@ def _in_this_process(work: Any, cleared: ExitStack) -> Shared:
 
 
 def _with_processes(work: Any, cleared: ExitStack) -> Shared:
-    folder = cleared.enter_context(TemporaryDirectory(prefix="tdalib-"))
+    _sweep()
+    folder = cleared.enter_context(temporary_folder())
     resource_tracker.register(folder, "folder")  # joblib's: it removes what is left where this process is killed
     cleared.callback(resource_tracker.unregister, folder, "folder")
     path = Path(folder) / "work"
     path.write_bytes(_packed(work))
     return Shared(path=path)
+
+
+def temporary_folder() -> TemporaryDirectory:
+    """A folder for a while, named after this process and its computer."""
+    return TemporaryDirectory(prefix=f"tdalib-{os.getpid()}-", suffix=f"@{platform.node()}")
+
+
+def _sweep() -> None:
+    """Remove what a run left here that was killed together with joblib's tracker, which else removes it."""
+    for folder in Path(gettempdir()).glob(f"tdalib-*-*@{platform.node()}"):
+        process = folder.name.split("-")[1]
+        if not psutil.pid_exists(int(process)):
+            folders = [folder, *SHARED_MEMORY.glob(f"joblib_memmapping_folder_{process}_*")]
+            for left in folders:
+                shutil.rmtree(left, ignore_errors=True)
+            for left in SHARED_MEMORY.glob(f"sem.loky-{process}-*"):
+                left.unlink(missing_ok=True)
 
 
 def _with_cluster(work: Any, jobs: int, scheduler: str, cleared: ExitStack) -> Shared:

@@ -1,10 +1,12 @@
 """Kill a run with SIGKILL at random moments, start it again, and compare the store with an undisturbed one.
 
 The store grows meanwhile, by members and by methods. `python tests/kill_and_resume.py --rounds 20` says for each round
-when it was killed and what was there, and fails if a finished chunk was lost, any byte differs, or a draft is left.
+when it was killed and what was there, and fails if a finished chunk was lost, any byte differs, or a draft, a temporary
+folder, a semaphore or a folder of joblib is left in the end.
 """
 
 import argparse
+import os
 import random
 import subprocess
 import sys
@@ -44,7 +46,16 @@ def computed(path: Path) -> dict[str, bytes]:
 
 def start(path: Path, step: int) -> subprocess.Popen:
     python = [sys.executable, __file__, "--work", str(path), "--step", str(step)]
-    return subprocess.Popen(python, stderr=subprocess.DEVNULL)
+    temporary = path.parent / "temporary"
+    temporary.mkdir(exist_ok=True)
+    return subprocess.Popen(python, stderr=subprocess.DEVNULL, env=os.environ | {"TMPDIR": str(temporary)})
+
+
+def left_behind(folder: Path, processes: list[int]) -> list[Path]:
+    """What is left of these runs, in their folder for temporary files and in shared memory."""
+    named = [f"{sign}{process}{sign}" for process in processes for sign in "-_"]
+    in_memory = [entry for entry in Path("/dev/shm").glob("*") if any(name in entry.name for name in named)]
+    return in_memory + [entry for entry in folder.joinpath("temporary").iterdir() if "matplotlib" not in entry.name]
 
 
 def kill(process: subprocess.Popen, whole_tree: bool) -> None:
@@ -65,7 +76,7 @@ def main(rounds: int, seed: int) -> None:
         assert start(undisturbed, last).wait() == 0
         duration = monotonic() - begun
         expected, whole = chunk_bytes(undisturbed), computed(undisturbed)
-        done, stores = 0, 0
+        done, stores, processes = 0, 0, []
         while done < rounds:
             stores += 1
             path, before, step = Path(folder) / f"killed{stores}.zarr", {}, chance.randrange(len(STEPS))
@@ -73,6 +84,7 @@ def main(rounds: int, seed: int) -> None:
                 share = len(STEPS[step][1]) * STEPS[step][0] / (len(METHODS) * STEPS[last][0])
                 moment = chance.uniform(0.2, 1) * duration * (0.5 + share / 2)
                 process, whole_tree = start(path, step), chance.random() < 0.5
+                processes.append(process.pid)
                 try:
                     finished = process.wait(moment) == 0
                 except subprocess.TimeoutExpired:
@@ -84,9 +96,12 @@ def main(rounds: int, seed: int) -> None:
                 what = "finished" if finished else "killed"
                 print(f"round {done}, step {step}: {what} at {len(now)} of {len(whole)} chunks", flush=True)
                 before, step = now, step + finished
-            assert start(path, last).wait() == 0
+            final = start(path, last)
+            assert final.wait() == 0
+            processes.append(final.pid)
             assert chunk_bytes(path) == expected, "the resumed store differs"
-        assert {entry.suffix for entry in Path(folder).iterdir()} == {".zarr", ".lock"}, "a draft was left"
+        assert {entry.suffix for entry in Path(folder).iterdir()} == {".zarr", ".lock", ""}, "a draft was left"
+        assert not (left := left_behind(Path(folder), processes)), f"left behind: {left}"
     print(f"seed {seed}: {done} kills, {stores} stores, every one with the bytes of the undisturbed one")
 
 
