@@ -16,7 +16,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "experiment": ["Experiment", "attribute"],
         "params": ["Params"],
+        "scores": ["from_scores"],
         "samplers": ["deep_ensemble", "from_checkpoints"],
         "training": ["Recipe"],
+        "verdicts": ["verdict"],
     },
 )

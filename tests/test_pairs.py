@@ -1,7 +1,8 @@
 """Tables against scipy pair by pair, and against simulated τ with known truth."""
 
+import json
+
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.stats
 import xarray as xr
@@ -19,7 +20,7 @@ def draws():
 @pytest.mark.parametrize("chunks", [None, {"train": 2, "sample": 2}], ids=["numpy", "dask"])
 def test_every_pair_against_scipy(draws, chunks):
     tau = simulate(draws) if chunks is None else simulate(draws).chunk(chunks)
-    table = stats.per_pair(tau)
+    table = stats.per_pair(tau, level=0.9)
     averaged = draws.astype(float).mean(1)  # checkpoints first
     for train, test, method in np.ndindex(averaged.shape[1:]):
         values = averaged[:, train, test, method]
@@ -56,7 +57,7 @@ def test_interval_is_the_studentised_bootstrap(members):
     width = high - low
     assert float(table.low.squeeze()) == pytest.approx(low, abs=0.1 * width)
     assert float(table.high.squeeze()) == pytest.approx(high, abs=0.1 * width)
-    three = stats.per_pair(simulate(values[:3]))
+    three = stats.per_pair(simulate(values[:3]), level=0.95)
     assert np.isinf(three.low).all() and np.isinf(three.high).all()
 
 
@@ -73,7 +74,7 @@ def test_constant_pairs_have_a_point_as_interval(draws):
     tau = simulate(np.concatenate([draws, draws[:1]])).astype(float)  # seven members, whose mean rounds
     constant = np.random.default_rng(9).normal(size=(4, 5))
     tau[..., 0] = constant
-    table = stats.per_pair(tau).isel(method=0)
+    table = stats.per_pair(tau, level=0.95).isel(method=0)
     assert 0 < table["std"].max() < 1e-15
     for end in (table.low, table.high, table["mean"]):
         np.testing.assert_allclose(end, constant)
@@ -112,54 +113,12 @@ def test_missing_and_zero_draws(draws):
 
 def test_many_members_are_flipped_at_random():
     values = np.random.default_rng(6).normal(0.5, 1, size=(16, 1, 3, 4, 1))
-    table = stats.per_pair(simulate(values))
+    table = stats.per_pair(simulate(values), level=0.95)
     for train, test in np.ndindex(3, 4):
         x = values[:, 0, train, test, 0].astype(np.float32).astype(float)
         signs = np.array(np.meshgrid(*[[-1, 1]] * 15)).reshape(15, -1)
         exact = (abs(x[0] + x[1:] @ signs) >= abs(x.sum()) * (1 - 1e-9)).mean()
         assert float(table.p_flip[train, test, 0]) == pytest.approx(exact, abs=4 * np.sqrt(exact / 2048) + 1 / 2048)
-
-
-@pytest.mark.parametrize("shared", [0, 0.7], ids=["independent pairs", "pairs that share noise"])
-def test_trustworthy_keeps_the_false_discovery_rate(shared):
-    """Half of the pairs have no effect; of what is listed, on average no more than the asked share is false."""
-    stream, false, listed = np.random.default_rng(7), [], 0
-    effect = np.where(np.arange(2000) % 2, 0, 1.5)
-    for _ in range(60):
-        noise = shared * stream.normal(size=(8, 1)) + np.sqrt(1 - shared**2) * stream.normal(size=(8, 2000))
-        pairs = stats.trustworthy(simulate((effect + noise).reshape(8, 1, 20, 100, 1)), fdr=0.1)
-        wrong = effect.reshape(20, 100)[pairs.train, pairs.test] == 0
-        false.append(wrong.mean() if len(pairs) else 0)
-        listed += len(pairs)
-    assert np.mean(false) < 0.1 + 2 * np.std(false) / np.sqrt(60)
-    assert listed > 60 * 500
-
-
-def test_trustworthy_names_the_points(draws):
-    draws[:, :, 2, 3, 1] = 5 + 0.01 * draws[:, :, 2, 3, 1]
-    draws[:, :, 0, 4, 1] = -5 + 0.1 * draws[:, :, 0, 4, 1]
-    tau = simulate(draws).assign_coords(train_index=("train", [10, 20, 30, 40]), test_class=("test", list("abcde")))
-    pairs = stats.trustworthy(tau, fdr=1e-3)
-    assert pairs[["method", "train", "test", "train_index", "test_class"]].values.tolist() == [
-        ["m1", 2, 3, 30, "d"], ["m1", 0, 4, 10, "e"],
-    ]  # fmt: skip
-    assert pairs["snr"].is_monotonic_decreasing and not pairs["noise_dominated"].any()
-    pd.testing.assert_frame_equal(pairs, stats.trustworthy(stats.per_pair(tau), fdr=1e-3))
-    named = tau.assign_coords(train=[10, 20, 30, 40])
-    pd.testing.assert_frame_equal(
-        pairs, stats.trustworthy(named, fdr=1e-3)
-    )  # positions, whatever the points are called
-    none = stats.trustworthy(tau, fdr=1e-30)
-    assert len(none) == 0 and list(none.columns) == list(pairs.columns)
-    with pytest.raises(ValueError, match="fdr: 5 is not possible; it must be between 0 and 1"):
-        stats.trustworthy(tau, fdr=5)
-
-
-def test_trustworthy_names_removed_sets_by_their_size(draws):
-    draws[:, :, 2, 3, 1] = 5 + 0.01 * draws[:, :, 2, 3, 1]
-    pairs = stats.trustworthy(simulate(draws).assign_coords(size=("train", [1, 10, 100, 1000])), fdr=1e-3)
-    assert pairs[["method", "train", "test", "size"]].values.tolist() == [["m1", 2, 3, 100]]
-    assert not [name for name in pairs.columns if name.endswith(("_index", "_class"))]
 
 
 @pytest.mark.parametrize("members", range(1, 13))
@@ -196,21 +155,8 @@ def test_pairs_that_never_matter_and_single_members(draws):
     assert never.p_t == 1 and never.p_noise == 1 and never.snr == 0 and never.noise_dominated == 0
     single = stats.per_pair(simulate(draws[:1]))
     assert single.p_t.isnull().all() and single.noise_dominated.isnull().all()
-    assert stats.summary(single).pairs.eq(0).all()
-
-
-def test_summary_counts_finished_pairs_only(draws):
-    draws[3, :, 1] = np.nan  # one member is not there yet, for one train point
-    summary = stats.summary(stats.per_pair(simulate(draws)))
-    kept = np.delete(draws, 1, axis=2).astype(float).mean(1)
-    p = scipy.stats.ttest_1samp(kept, 0, axis=0).pvalue  # (train, test, method)
-    assert summary.pairs.tolist() == [15, 15, 15] and summary.members.tolist() == [6, 6, 6]
-    np.testing.assert_allclose(summary["mean p (t)"], p.mean((0, 1)), rtol=1e-4)
-    np.testing.assert_allclose(summary["share p (t) < 0.05"], (p < 0.05).mean((0, 1)))
-    q = [scipy.stats.false_discovery_control(p[..., m].ravel()) for m in range(3)]
-    np.testing.assert_allclose(summary["share q ≤ 0.05"], np.mean(np.array(q) <= 0.05, axis=1))
-    dominated = kept.std(0, ddof=1) > abs(kept.mean(0))
-    np.testing.assert_allclose(summary["std > |mean|"], dominated.mean((0, 1)))
+    with pytest.raises(ValueError, match="at least 2 members are needed, not 1"):
+        stats.summary(simulate(draws[:1]))
 
 
 def test_extremes_are_the_ends_and_distinct(draws):
@@ -246,7 +192,40 @@ def test_a_method_that_never_varies_is_all_signal(draws):
     assert len(stats.extremes(table, "m0", count=1)) == 2
 
 
-def test_one_selected_method_has_a_summary(draws):
+def test_scale_test_takes_out_what_a_member_does_to_a_test_point(draws):
+    """Divided by the root mean square over train points of the member's average, whatever a member is multiplied by."""
     tau = simulate(draws)
-    one = stats.summary(stats.per_pair(tau.sel({"method": "m1"})))
-    pd.testing.assert_frame_equal(one, stats.summary(stats.per_pair(tau)).loc[["m1"]])
+    average = draws.astype(float).mean(1)  # (member, train, test, method)
+    relative = average / np.sqrt((average**2).mean(1, keepdims=True))
+    np.testing.assert_allclose(stats.by_member(stats.scaled(tau)).transpose("member", ...), relative, rtol=1e-5)
+    table = stats.per_pair(tau, scale="test")
+    np.testing.assert_allclose(table["mean"], relative.mean(0), rtol=1e-5)
+    louder = simulate(draws * np.exp(np.random.default_rng(1).normal(size=(6, 1, 1, 5, 1))).astype(np.float32))
+    xr.testing.assert_allclose(table, stats.per_pair(louder, scale="test"), rtol=1e-4)
+    lazy = stats.per_pair(tau.chunk({"train": 2, "sample": 2}), scale="test")
+    xr.testing.assert_allclose(table, lazy)
+    assert json.loads(stats.scaled(tau.assign_attrs(units='{"m0": "nats"}')).attrs["units"]) == {
+        "m0": "root mean squares"
+    }
+    with pytest.raises(ValueError, match="scale: 'train' is not possible; it must be 'test' or None"):
+        stats.per_pair(tau, scale="train")
+
+
+def test_moderated_ratio_ranks_better_where_variances_have_something_in_common():
+    """Three members; std is a product of a train point's and a test point's, and the mean 1."""
+    stream = np.random.default_rng(2)
+    std = np.exp(stream.normal(size=(40, 1)) + stream.normal(size=(1, 50)))
+    tau = simulate((1 + std * stream.normal(size=(3, 40, 50)))[:, None, ..., None])
+    moderated, plain = (r.values.ravel() for r in (stats.moderated_snr(tau), stats.per_pair(tau).snr))
+    truth = (1 / std).ravel()
+    by_moderated, by_plain = (scipy.stats.spearmanr(truth, r).statistic for r in (moderated, plain))
+    assert by_moderated > by_plain + 0.1
+
+
+def test_moderation_leaves_alone_what_many_members_know(draws):
+    many = simulate(np.random.default_rng(3).normal(0.3, np.arange(1, 6)[:, None], size=(400, 1, 4, 5, 1)))
+    np.testing.assert_allclose(stats.moderated_snr(many), stats.per_pair(many).snr, rtol=0.15)
+    draws[:, :, 0, 0, 0] = 0
+    draws[:, :, 1, 1, 0] = 2
+    moderated = stats.moderated_snr(simulate(draws))
+    assert moderated[0, 0, 0] == 0 and np.isinf(moderated[1, 1, 0]) and np.isfinite(moderated[2:]).all()

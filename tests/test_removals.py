@@ -181,7 +181,7 @@ def test_further_is_continue_less_what_training_on_does(digits):
     assert torch.equal(without, continued) and torch.equal(control, on)
     result = attribute(posterior, "loo", options={"loo": {"protocol": "further"}}, workers=1)
     np.testing.assert_allclose(result.tau[:, :2, :, 0], without - control, atol=1e-6)
-    with pytest.raises(ValueError, match="uncoupled draws need leave-one-out against θ itself"):
+    with pytest.raises(ValueError, match="leave-one-out against θ itself is needed"):
         stats.uncoupled(xr.concat([result, result.assign_coords(member=result.member + 1)], "sample"))
     assert control.shape == (2, 1, 6) and not torch.equal(control[:, 0], posterior.draws(0)[0].losses(digits.test))
 

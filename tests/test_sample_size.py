@@ -58,9 +58,10 @@ def test_a_pilot_predicts_what_more_members_find():
 def test_subsets_of_a_pilot_are_what_was_found():
     tau = pilot(6)
     table = stats.power(tau, [4, 6]).isel(method=0)
-    shares = [float((stats.per_pair(tau.isel(sample=slice(k, k + 4))).q <= 0.05).mean()) for k in range(3)]
+    parts = [stats.per_pair(tau.isel(sample=slice(k, k + 4)), scale="test") for k in range(3)]
+    shares = [float((part.q <= 0.05).mean()) for part in parts]
     assert float(table.found[0]) == pytest.approx(np.mean(shares), abs=0.01)
-    q = stats.per_pair(tau).q
+    q = stats.per_pair(tau, scale="test").q
     assert float(table.found[1]) == pytest.approx(float((q <= 0.05).mean()))
     lenient = stats.power(tau, [6], fdr=0.3).isel(method=0, members=0)
     assert float(lenient.found) == pytest.approx(float((q <= 0.3).mean())) and lenient.found > 2 * table.found[1]
@@ -87,7 +88,7 @@ def test_members_needed_by_the_unbiased_ratio():
     tau = simulate(few[:, :600].reshape(5, 1, 20, 30, 1))
     ratio = np.sqrt(unbiased(tau.values.astype(float)).clip(0))
     for target in (0.5, 0.8, 0.95):
-        needed = stats.power(tau, [5], target=target).needed
+        needed = stats.power(tau, [5], target=target, scale=None).needed
         np.testing.assert_array_equal(needed, stats.members_needed(ratio, target))
 
 
@@ -105,12 +106,12 @@ def test_pairs_that_never_vary_are_found_never_or_always():
     draws = np.zeros((6, 1, 60, 100, 3))
     draws[..., 1] = 2.0
     draws[:, 0, 0, :3, 2] = np.random.default_rng(4).normal(size=(6, 3))  # nearly all are 0
-    predicted = stats.power(simulate(draws), [6, 40]).predicted
+    predicted = stats.power(simulate(draws), [6, 40], scale=None).predicted
     np.testing.assert_allclose(predicted.sel({"method": ["m0", "m1"]}), [[0, 1], [0, 1]])
     assert (predicted.sel({"method": "m2"}) < 1e-3).all()
     draws[:, 0, :3, :, 2] = np.random.default_rng(4).normal(3, 1, size=(6, 3, 100))
     tau = simulate(draws)
-    found = float(stats.power(tau, [6]).found.sel({"method": "m2"}).squeeze())
+    found = float(stats.power(tau, [6], scale=None).found.sel({"method": "m2"}).squeeze())
     assert found == pytest.approx(float((stats.per_pair(tau).q <= 0.05).sel({"method": "m2"}).mean())) and found > 0.02
 
 
@@ -125,3 +126,15 @@ def test_impossible_questions_are_refused():
         stats.t_power(1, [1, 5])
     with pytest.raises(ValueError, match="target: 0.01 is not possible; it must be between alpha, 0.05, and 1"):
         stats.smallest_snr(10, 0.01)
+
+
+def test_a_forecast_has_an_interval_that_covers():
+    """What fresh members find lies within the interval of a pilot of 5; the misfit is that at the pilot's own size."""
+    counts, covered = [10, 20], []
+    true = [float((stats.per_pair(pilot(count, seed=count + 10), scale="test").q <= 0.05).mean()) for count in counts]
+    for seed in range(6):
+        table = stats.power(pilot(5, seed=100 + seed), counts).isel(method=0)
+        covered.append((table.low.values <= true) & (true <= table.high.values))
+    assert np.mean(covered) >= 0.8
+    own = stats.power(pilot(5), [5]).isel(method=0, members=0)
+    assert float(own.misfit) == pytest.approx(float(own.predicted - own.found))

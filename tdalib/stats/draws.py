@@ -1,7 +1,7 @@
 r"""τ as draws: by member, with θ and θ\j independent, in blocks of pairs."""
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,28 @@ def by_member(tau: xr.DataArray) -> xr.DataArray:
     """
     tau = counted(tau)
     return tau.groupby(tau.member.compute()).mean("sample", skipna=False, keep_attrs=True)
+
+
+def scaled(tau: xr.DataArray, scale: Literal["test"] | None = "test") -> xr.DataArray:
+    """τ as a share of what moves a test point: of each member divided by its root mean square over train points.
+
+    All checkpoints of a member are divided by one number, that of their average. None leaves τ as it is.
+
+    Raises
+    ------
+    ValueError
+        It is no τ, or an unknown scale.
+    """
+    check_tau(tau)
+    tau = counted(tau)
+    if scale is None:
+        return tau
+    if scale != "test":
+        raise ValueError(f"scale: {scale!r} is not possible; it must be 'test' or None")
+    root = np.sqrt(np.square(by_member(tau)).mean("train")).compute()  # (member, test, method)
+    root = root.where(root > 0, 1).sel(member=tau.member).drop_vars("member")
+    units = json.dumps(dict.fromkeys(json.loads(tau.attrs.get("units", "{}")), "root mean squares"))
+    return (tau / root).transpose(*tau.dims).assign_attrs(tau.attrs | {"units": units})
 
 
 def uncoupled(result: xr.Dataset) -> xr.DataArray:
@@ -38,24 +60,37 @@ def uncoupled(result: xr.Dataset) -> xr.DataArray:
         There is no `loss_without`, or it is compared with another training (protocol "further"); there are fewer than 2
         members, or they have unequal numbers of draws.
     """
+    loss, without = apart(result, coupled=False)
+    tau = (without - loss).expand_dims(method=["loo"]).transpose("sample", "train", "test", "method")
+    return tau.rename("tau").assign_attrs(units=json.dumps({"loo": result["loss"].attrs.get("units", "")}))
+
+
+def apart(result: xr.Dataset, *, coupled: bool) -> tuple[xr.DataArray, xr.DataArray]:
+    """`loss` and `loss_without` of the same draws, or of two halves of the members, as `uncoupled` takes them.
+
+    Raises
+    ------
+    ValueError
+        What `uncoupled` raises.
+    """
     if "loss_without" not in result:
-        raise ValueError("uncoupled draws need loss_without, which a method that retrains (loo) leaves in the store")
+        raise ValueError("the result lacks loss_without, which a method that retrains (loo) leaves in the store")
     if "tau" in result and "loo" in result["method"].values:
         one = result.isel(sample=0).transpose("train", "test", ...)
-        coupled, apart = one["tau"].loc[{"method": "loo"}].values, (one["loss_without"] - one["loss"]).values
-        if not np.allclose(coupled, apart, atol=1e-3 * np.abs(coupled).max(), equal_nan=True):
-            raise ValueError("uncoupled draws need leave-one-out against θ itself; here it is against another training")
+        tau, difference = one["tau"].loc[{"method": "loo"}].values, (one["loss_without"] - one["loss"]).values
+        if not np.allclose(tau, difference, atol=1e-3 * np.abs(tau).max(), equal_nan=True):
+            raise ValueError("leave-one-out against θ itself is needed; in this result it is against another training")
     result = counted(result)
     members, counts = np.unique(result.member.values, return_counts=True)
     if len(members) < 2 or len(set(counts)) > 1:
-        raise ValueError(f"uncoupled draws need at least 2 members with equal numbers of draws, not {counts.tolist()}")
+        raise ValueError(f"at least 2 members with equal numbers of draws are needed, not {counts.tolist()}")
+    if coupled:
+        return result["loss"], result["loss_without"]
     result = result.sortby(["member", "checkpoint"] if "checkpoint" in result.coords else "member")
     first, second = members[:-1:2], members[1::2]  # an odd last one is left out
     loss = result["loss"].isel(sample=np.isin(result.member.values, first))
     without = result["loss_without"].isel(sample=np.isin(result.member.values, second))
-    tau = without.assign_coords(loss.coords) - loss
-    tau = tau.expand_dims(method=["loo"]).transpose("sample", "train", "test", "method")
-    return tau.rename("tau").assign_attrs(units=json.dumps({"loo": result["loss"].attrs.get("units", "")}))
+    return loss, without.assign_coords(loss.coords)
 
 
 def member_draws(tau: xr.DataArray, at_least: int = 1) -> xr.DataArray:

@@ -1,31 +1,39 @@
-"""What a distribution of τ says about each train-test pair: labelled tables, and which pairs to trust."""
+"""What a distribution of τ says about each train-test pair: labelled tables."""
 
+from collections.abc import Callable
 from itertools import product
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import scipy.optimize
 import scipy.special
 import scipy.stats
 import xarray as xr
 from threadpoolctl import threadpool_limits
 
-from tdalib.stats.draws import check_share, check_tau, counted, in_blocks, with_methods
+from tdalib.stats.draws import check_share, check_tau, in_blocks, member_draws, scaled
 
 RESAMPLES = 1000  # of the bootstrap of a pair
 EXACT = 12  # members up to which all sign flips are counted
 BLOCK = 500  # pairs whose resamples are held at a time
-STATISTICS = ["mean", "std", "low", "high", "p_flip", "same_sign"]
 
 
-def per_pair(tau: xr.DataArray, *, level: float = 0.95, seed: int = 0) -> xr.Dataset:
-    """Mean, spread, interval and p-values of every train-test pair, over members, with checkpoints averaged first.
+def per_pair(
+    tau: xr.DataArray, *, scale: Literal["test"] | None = None, level: float | None = None, seed: int = 0
+) -> xr.Dataset:
+    """Mean, spread and p-values of every train-test pair, over members, with checkpoints averaged first.
 
     Parameters
     ----------
     tau : DataArray (sample, train, test, method) with the coordinate `member`
         In memory, or lazy: then a few chunks at a time are read.
-    level : float
-        Of the interval, at most 0.998: beyond that 1,000 resamples do not tell.
+    scale : "test" or None
+        "test": τ of each member as a share of what moves the test point in it, that is divided by its root mean square
+        over train points (`scaled`). Losses of one member can be many times those of another, which this takes out.
+    level : float, optional
+        Of the interval, at most 0.998: beyond that 1,000 resamples do not tell. Where it is given, `low`, `high` and
+        `p_flip` are computed too, which takes many times as long.
     seed : int
         Of the bootstrap, and of the sign flips of more than 12 members.
 
@@ -33,116 +41,105 @@ def per_pair(tau: xr.DataArray, *, level: float = 0.95, seed: int = 0) -> xr.Dat
     -------
     Dataset (train, test, method)
         `mean`, `std` (n − 1): in the unit of τ.
-        `low`, `high`: the interval of E[τ], by the studentised bootstrap over members (Efron and Tibshirani 1993,
-        chapter 12.5). Three members do not bound it at the usual levels: it is infinite then.
         `same_sign`: share of draws that have the sign of the mean.
         `snr`: |mean| / std.
         `noise_dominated`: 1.0 where std > |mean|, else 0.0.
         `p_t`: two-sided Student t of H0: E[τ] = 0. Is there an effect on average?
-        `p_flip`: the same by flipping signs, for τ that is symmetric around 0 under H0, normal or not. Of n members it
-        is at least 2^(1 − n); of more than 12, which are flipped at random, about 2^−11.
-        `q`: p_t corrected for the number of pairs of the method (Benjamini and Hochberg 1995): calling all pairs with
-        q ≤ 0.05 effects, at most 5 % of these calls are expected to be wrong. Pairs may depend on each other, if
-        positively, as those that share their members do (Benjamini and Yekutieli 2001). As p_t it is for τ that is
-        about normal or symmetric over members: with few members and skewed τ more of the calls are wrong.
+        `q`: p_t corrected for the number of pairs of the method (Benjamini and Hochberg 1995). What a list of pairs
+        with small q can claim on real τ, which is skewed and dependent, stands with `trustworthy`.
         `p_noise`: 2 Φ(−|mean| / std), that of the released code of Nguyen et al. 2023. Could one member be told
         from noise? It does not shrink with more members.
+        `low`, `high`: the interval of E[τ], by the studentised bootstrap over members (Efron and Tibshirani 1993,
+        chapter 12.5). Three members do not bound it at the usual levels: it is infinite then.
+        `p_flip`: as p_t by flipping signs, for τ that is symmetric around 0 under H0, normal or not. Of n members it
+        is at least 2^(1 − n); of more than 12, which are flipped at random, about 2^−11.
         NaN where τ is missing, and but for `mean` and `same_sign` where there is one member only. A pair whose every τ
         is 0 has all p = 1.
 
     Raises
     ------
     ValueError
-        It is no τ, or an impossible level.
+        It is no τ, an unknown scale, or an impossible level.
     """
     check_tau(tau)
-    tau = counted(tau)
-    check_share("level", level)
-    most = 1 - 2 / RESAMPLES
-    if level > most:
-        raise ValueError(f"level: {level} is not possible with {RESAMPLES} resamples; it must be at most {most}")
+    if level is not None:
+        check_level(level)
+    tau = scaled(tau, scale)
     members = np.unique(tau.member.values)
-    belongs = tau.member.values[:, None] == members  # (sample, member)
-    average = belongs / belongs.sum(0)
-    flips, weights = _resampling(len(members), np.random.default_rng(seed))
-    table = xr.apply_ufunc(
-        _stats, in_blocks(tau),
-        kwargs={"average": average, "flips": flips, "weights": weights, "level": level},
-        input_core_dims=[["sample"]], output_core_dims=[["statistic"]], dask="parallelized", output_dtypes=[float],
-        dask_gufunc_kwargs={"output_sizes": {"statistic": len(STATISTICS)}},
-    )  # fmt: skip
-    with threadpool_limits(1, "blas"):  # dask's threads are enough: BLAS's would wait for each other
-        table = table.compute()
-    table = table.assign_coords(statistic=STATISTICS).to_dataset("statistic")
+    average = (tau.member.values == members[:, None]).astype(float)  # (member, sample)
+    average /= average.sum(1, keepdims=True)
+    table = _of_blocks(_moments, tau, ["mean", "std", "same_sign"], average=average)
+    if level is not None:
+        names, options = ["low", "high", "p_flip"], {"level": level, "seed": seed}
+        table = table.assign(_of_blocks(_resampled, tau, names, average=average, **options))
     snr = xr.apply_ufunc(signal_to_noise, table["mean"], table["std"])
     p_t = t_p(snr, len(members))
     over = [d for d in snr.dims if d != "method"]
     q = xr.apply_ufunc(q_value, p_t, input_core_dims=[over], output_core_dims=[over], vectorize=True)
     table = table.assign(
-        same_sign=table.same_sign.where(table["mean"].notnull()),
         snr=snr,
         noise_dominated=(table["std"] > abs(table["mean"])).where(table["std"].notnull()),
         p_t=p_t,
         q=q.transpose(*snr.dims),
         p_noise=2 * scipy.special.ndtr(-snr),
     )
-    return table.assign_attrs(units=tau.attrs.get("units", "{}"), members=len(members), level=level)
+    return table.assign_attrs(units=tau.attrs.get("units", "{}"), members=len(members))
 
 
-def summary(table: xr.Dataset) -> pd.DataFrame:
-    """One row per method: the shares and means over pairs of a `per_pair` table.
+def moderated_snr(tau: xr.DataArray) -> xr.DataArray:
+    """|mean| / std of every pair, with the variance shrunk to what the variances of other pairs say of it.
 
-    Columns: pairs, members, the share with std > |mean|, the mean t-test p, the share with t-test p < 0.05 (expect
-    0.05 of pure noise), the share with q ≤ 0.05, and the mean p_noise. Pairs that are NaN are left out and not counted
-    in `pairs`.
-    """
-    table = with_methods(table).reset_coords(drop=True)
-    over = ("train", "test")
-    columns = {
-        "pairs": table.p_t.notnull().sum(over),
-        "members": table.attrs["members"],
-        "std > |mean|": table.noise_dominated.mean(over),
-        "mean p (t)": table.p_t.mean(over),
-        "share p (t) < 0.05": (table.p_t < 0.05).where(table.p_t.notnull()).mean(over),
-        "share q ≤ 0.05": (table.q <= 0.05).where(table.q.notnull()).mean(over),
-        "mean p_noise": table.p_noise.mean(over),
-    }
-    return xr.Dataset(columns).to_dataframe()
-
-
-def trustworthy(tau: xr.DataArray | xr.Dataset, fdr: float = 0.05) -> pd.DataFrame:
-    """The pairs whose effect can be trusted: those with q ≤ `fdr`, the clearest first.
+    Few members tell a variance badly, and many pairs together tell it well: a log variance is taken for the sum of an
+    effect of its train point, one of its test point, one of the size of its mean beside theirs, and one of its own. The
+    last is shrunk by as much as so few members scatter (Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3:3, with the other
+    three as prior). To rank pairs; it has no p-value.
 
     Parameters
     ----------
-    tau : DataArray (sample, train, test, method), or its `per_pair` table
-    fdr : float
-        The false discovery rate: of the pairs listed for a method, at most this share is expected to have E[τ] = 0, or
-        more with few members and skewed τ, see `q` of `per_pair`.
+    tau : DataArray (sample, train, test, method) with the coordinate `member`
 
     Returns
     -------
-    DataFrame
-        Columns `method`, `train`, `test` (positions), what the coordinates (train) and (test) say of the points, each
-        under its name and only where it is there, `mean`, `low`, `high`, `snr`, `same_sign`, `p_t`, `q`,
-        `noise_dominated`. A pair can be listed and dominated by noise: on average it has an effect, which a single
-        training need not show.
+    DataArray (train, test, method)
 
     Raises
     ------
     ValueError
-        An impossible `fdr`.
+        It is no τ, or one member alone.
     """
-    check_share("fdr", fdr)
-    table = with_methods(tau if isinstance(tau, xr.Dataset) else per_pair(tau))
-    labels = [name for name, c in table.coords.items() if c.dims in (("train",), ("test",)) and name not in c.dims]
-    columns = ["mean", "low", "high", "snr", "same_sign", "p_t", "q", "noise_dominated"]
-    small = table.q.transpose("method", "train", "test").values <= fdr
-    method, train, test = (xr.DataArray(at, dims="pair") for at in np.nonzero(small))  # positions
-    picked = table.isel(method=method, train=train, test=test).assign(train=train, test=test)  # (pair,)
-    frame = picked.to_dataframe()[["method", "train", "test", *labels, *columns]].astype({"noise_dominated": bool})
-    order = np.lexsort((-frame["snr"], method))  # by method, the clearest first
-    return frame.iloc[order].reset_index(drop=True)
+    draws = member_draws(tau, at_least=2)
+    mean, variance = draws.mean("member"), draws.var("member", ddof=1)
+    over, freedom = ["train", "test"], len(draws) - 1
+    log = np.log(variance.where(variance > 0))
+    size = _beside_others(np.log(np.square(mean.where(mean != 0))))
+    own = _beside_others(log)
+    own = own - size * (own * size).mean(over) / np.square(size).mean(over)
+    scatter = own.var(over) - scipy.special.polygamma(1, freedom / 2)  # beyond that of so few members
+    prior = xr.apply_ufunc(_prior_freedom, scatter, vectorize=True)  # (method,)
+    others = np.exp(log - own - _log_bias(freedom) + _log_bias(prior))
+    shrunk = (prior * others + freedom * variance) / (prior + freedom)
+    std = np.sqrt(shrunk.fillna(variance))
+    return xr.apply_ufunc(signal_to_noise, mean, std, keep_attrs=False).rename("snr")
+
+
+def _beside_others(table: xr.DataArray) -> xr.DataArray:
+    """What of each pair is not an effect of its train point or of its test point."""
+    return table - table.mean("test") - table.mean("train") + table.mean(["train", "test"])
+
+
+def _prior_freedom(scatter: float) -> float:
+    """Degrees of freedom d of a scaled 1/χ² whose logarithm has this variance: trigamma(d / 2)."""
+    low, high = 1e-2, 1e6
+
+    def excess(freedom: float) -> float:
+        return scipy.special.polygamma(1, freedom / 2) - scatter
+
+    return scipy.optimize.brentq(excess, low, high) if excess(high) < 0 < excess(low) else high
+
+
+def _log_bias(freedom: Any) -> Any:
+    """Mean of log(χ² / d) of so many degrees of freedom d."""
+    return scipy.special.digamma(freedom / 2) - np.log(freedom / 2)
 
 
 def extremes(table: xr.Dataset, method: str, count: int = 3) -> pd.DataFrame:
@@ -173,6 +170,47 @@ def _distinct(pairs: pd.DataFrame, count: int) -> pd.DataFrame:
     return pairs.loc[[row.Index for row in chosen]]
 
 
+def check_level(level: float) -> None:
+    """Refuse a level of which the resamples of a pair tell nothing."""
+    check_share("level", level)
+    most = 1 - 2 / RESAMPLES
+    if level > most:
+        raise ValueError(f"level: {level} is not possible with {RESAMPLES} resamples; it must be at most {most}")
+
+
+def _of_blocks(kernel: Callable, tau: xr.DataArray, names: list[str], **options: Any) -> xr.Dataset:
+    """Statistics of the pairs, some at a time: `kernel` takes (sample, …) to one array (…) for each name."""
+    table = xr.apply_ufunc(
+        lambda draws: np.stack(kernel(np.moveaxis(draws, -1, 0), **options), -1), in_blocks(tau),
+        input_core_dims=[["sample"]], output_core_dims=[["statistic"]], dask="parallelized", output_dtypes=[float],
+        dask_gufunc_kwargs={"output_sizes": {"statistic": len(names)}},
+    )  # fmt: skip
+    with threadpool_limits(1, "blas"):  # dask's threads are enough: BLAS's would wait for each other
+        table = table.compute()
+    return table.assign_coords(statistic=names).to_dataset("statistic")
+
+
+def _moments(draws: np.ndarray, average: np.ndarray) -> tuple[np.ndarray, ...]:
+    x = np.tensordot(average, draws, 1)  # (member, …)
+    mean = x.mean(0)
+    std = x.std(0, ddof=1) if len(x) > 1 else np.full_like(mean, np.nan)
+    same_sign = (np.sign(draws) == np.sign(mean)).mean(0)
+    return mean, std, np.where(np.isnan(mean), np.nan, same_sign)
+
+
+def _resampled(draws: np.ndarray, average: np.ndarray, level: float, seed: int) -> tuple[np.ndarray, ...]:
+    x = np.tensordot(average, draws, 1)  # (member, …)
+    return tuple(found.reshape(x.shape[1:]) for found in resampled(x.reshape(len(x), -1), level, seed))
+
+
+def resampled(x: np.ndarray, level: float, seed: int) -> tuple[np.ndarray, ...]:
+    """`low`, `high` and `p_flip` of `per_pair`, (member, pair) → (pair,) each."""
+    x = np.sort(x.T)  # (pair, member), sorted since the order of members does not matter
+    flips, weights = _resampling(x.shape[1], np.random.default_rng(seed))
+    blocks = [_by_resamples(x[k : k + BLOCK], flips, weights, level) for k in range(0, len(x), BLOCK)]
+    return tuple(np.concatenate(parts) for parts in zip(*blocks, strict=True)) if blocks else (x[:, 0],) * 3
+
+
 def _resampling(members: int, stream: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Signs (member, flip), the first all +1, and weights (member, resample).
 
@@ -187,18 +225,7 @@ def _resampling(members: int, stream: np.random.Generator) -> tuple[np.ndarray, 
     return flips, (counts.T / members).astype(np.float32)
 
 
-def _stats(draws: np.ndarray, average: np.ndarray, flips: np.ndarray, weights: np.ndarray, level: float) -> np.ndarray:
-    """The STATISTICS of each pair, (…, sample) → (…, statistic)."""
-    x = np.sort(draws @ average)  # (…, member), sorted since the order of members does not matter
-    same_sign = (np.sign(draws) == np.sign(x.mean(-1, keepdims=True))).mean(-1, keepdims=True)
-    pairs = x.reshape(-1, x.shape[-1])
-    blocks = [_over_members(pairs[k : k + BLOCK], flips, weights, level) for k in range(0, len(pairs), BLOCK)]
-    found = np.concatenate(blocks).reshape(*x.shape[:-1], -1)
-    return np.concatenate([found, same_sign], -1)
-
-
-def _over_members(x: np.ndarray, flips: np.ndarray, weights: np.ndarray, level: float) -> np.ndarray:
-    """The STATISTICS but the last, (pair, member) → (pair, statistic)."""
+def _by_resamples(x: np.ndarray, flips: np.ndarray, weights: np.ndarray, level: float) -> tuple[np.ndarray, ...]:
     members = x.shape[1]
     mean = x.mean(1, keepdims=True)
     std = x.std(1, ddof=1, keepdims=True) if members > 1 else np.full_like(mean, np.nan)
@@ -218,7 +245,7 @@ def _over_members(x: np.ndarray, flips: np.ndarray, weights: np.ndarray, level: 
     largest, smallest = t[:, -1 - cut, None], t[:, cut, None]
     low = mean - largest * unbiased * std  # a resample too high speaks for a mean that is lower
     high = mean - smallest * unbiased * std
-    return np.concatenate([mean, std, low, high, p_flip], 1)
+    return low[:, 0], high[:, 0], p_flip[:, 0]
 
 
 def signal_to_noise(mean: np.ndarray, std: np.ndarray) -> np.ndarray:

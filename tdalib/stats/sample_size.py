@@ -2,16 +2,20 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import cache
+from typing import Literal
 
 import numpy as np
 import scipy.stats
 import xarray as xr
 from scipy.optimize import elementwise
 
-from tdalib.stats.draws import check_share, member_draws
+from tdalib.stats.draws import check_share, member_draws, scaled
 from tdalib.stats.pairs import q_value, signal_to_noise, t_p
+from tdalib.stats.shares import jackknife
 
 MOST = 1000  # members; whoever needs more is told infinity
+PAIRS = 100_000  # of more, as many are drawn at random for forecasts
 SUBSETS = 6  # of the members, for each count
 SNR = np.concatenate([[0], np.geomspace(0.02, 50, 80)])  # of which the pairs are a mixture
 ALPHA = np.geomspace(1e-9, 1, 200)
@@ -48,7 +52,14 @@ def members_needed(snr: np.typing.ArrayLike, target: float = 0.8, alpha: float =
 
 
 def power(
-    tau: xr.DataArray, members: Sequence[int] | None = None, *, fdr: float = 0.05, target: float = 0.8, seed: int = 0
+    tau: xr.DataArray,
+    members: Sequence[int] | None = None,
+    *,
+    fdr: float = 0.05,
+    target: float = 0.8,
+    scale: Literal["test"] | None = "test",
+    level: float = 0.95,
+    seed: int = 0,
 ) -> xr.Dataset:
     """What more members would show, from a pilot: a store with a few.
 
@@ -58,9 +69,13 @@ def power(
     members : sequence of int, optional
         Counts to ask about; by default from 2 to five times those of the pilot.
     fdr : float
-        A pair is found where q ≤ `fdr`, as in `trustworthy`.
+        A pair is found where q ≤ `fdr`: `trustworthy` lists its sign.
     target : float
         Power that `needed` asks for.
+    scale : "test" or None
+        As in `per_pair`. On the scale "test" τ is less skewed, and forecasts are nearer to what is found.
+    level : float
+        Of the interval of a forecast.
     seed : int
         Of the subsets of members.
 
@@ -72,7 +87,10 @@ def power(
         `predicted` (members, method): the same for any count. The pairs are taken for a mixture of signal-to-noise
         ratios, fitted to the t statistics of the pilot by maximum likelihood (Kiefer and Wolfowitz 1956), so that the
         scatter of the pilot's own estimates is not taken for signal. It is for normal τ: where tails are heavy, a few
-        members see too little of them and forecast too much, as a small pilot does where all ratios are small.
+        members see too little of them and forecast too much.
+        `misfit` (method): the forecast for the pilot's own size, less what the pilot found.
+        `low`, `high` (members, method): interval of `predicted`, by the jackknife over the pilot's members, on either
+        side wider by the size of the misfit. Measured by `tests/measure_claims.py`: MEASURED
         `needed` (train, test, method): members with which a t test at level 0.05 finds this pair with power `target`.
         By the unbiased estimate of SNR²; infinite where that is not above 0, and for more than 1,000.
 
@@ -83,34 +101,55 @@ def power(
     """
     check_share("fdr", fdr)
     check_share("target", target)
-    draws = member_draws(tau, at_least=4)
+    draws = member_draws(scaled(tau, scale), at_least=4)
     pilot = draws.sizes["member"]
     default = [k for k in (*range(2, 11), 12, 15, 20, 30, 40, 50, 75, 100, 150, 200) if k <= 5 * pilot]
     counts = np.unique(default if members is None else members)
     if len(counts) == 0 or counts[0] < 2:
         raise ValueError(f"members: {members} is not possible; it must be counts of 2 or more")
-    found, predicted, needed = [], [], []
+    found, forecasts, needed = [], [], []
     for method in range(draws.sizes["method"]):
         x = draws.values[..., method].reshape(pilot, -1)  # (member, pair)
         whole = x[:, ~np.isnan(x).any(0)]
         whole = whole[np.argsort(whole.mean(1))]  # so that subsets do not depend on the order of the members
         stream = np.random.default_rng(seed)
+        if whole.shape[1] > PAIRS:
+            whole = whole[:, stream.choice(whole.shape[1], PAIRS, replace=False)]
         found.append([_found(whole, k, fdr, stream) if k <= pilot else np.nan for k in counts])
+        own_size = _found(whole, pilot, fdr, stream)
+        asked = np.append(counts, pilot)
+        forecasts.append(_forecasts(whole, asked, fdr, level, own_size))
         snr = signal_to_noise(x.mean(0), x.std(0, ddof=1))  # (pair,)
-        weights, certain = _mixture(snr[~np.isnan(snr)], pilot)
-        predicted.append([_predicted(weights, certain, k, fdr) for k in counts])
         unbiased = snr**2 * (pilot - 3) / (pilot - 1) - 1 / pilot  # SNR²
         needed.append(members_needed(np.sqrt(np.maximum(unbiased, 0)), target).reshape(draws.shape[1:3]))
+    by_count = ("method", "members")
+    predicted, low, high, misfit = zip(*forecasts, strict=True)
     table = xr.Dataset(
         {
-            "found": (("method", "members"), found),
-            "predicted": (("method", "members"), predicted),
+            "found": (by_count, found),
+            "predicted": (by_count, list(predicted)),
+            "low": (by_count, list(low)),
+            "high": (by_count, list(high)),
+            "misfit": ("method", list(misfit)),
             "needed": (("method", "train", "test"), needed),
         },
         {"members": counts, **draws.isel(member=0, drop=True).coords},
-        {"pilot": pilot, "fdr": fdr, "target": target},
+        {"pilot": pilot, "fdr": fdr, "target": target, "level": level, "scale": scale or ""},
     )
     return table.transpose("members", "train", "test", "method")
+
+
+def _forecasts(x: np.ndarray, counts: np.ndarray, fdr: float, level: float, found: float) -> tuple:
+    """Forecast, low and high end for all counts but the last, the pilot's own, and the misfit there."""
+
+    def predicted(some: np.ndarray) -> np.ndarray:  # of some members, (member, pair)
+        snr = signal_to_noise(some.mean(0), some.std(0, ddof=1))
+        weights, certain = _mixture(snr, len(some))
+        return np.array([_predicted(weights, certain, count, fdr) for count in counts])
+
+    value, low, high = jackknife(predicted, x, level)
+    misfit = value[-1] - found
+    return value[:-1], (low[:-1] - abs(misfit)).clip(0), (high[:-1] + abs(misfit)).clip(max=1), misfit
 
 
 def _counts(members: np.typing.ArrayLike) -> np.ndarray:
@@ -163,6 +202,12 @@ def _likeliest(t: np.ndarray, members: int) -> np.ndarray:
     return weights
 
 
+@cache
+def _powers(members: int) -> np.ndarray:
+    """The power at each level for each SNR, (level, SNR)."""
+    return t_power(SNR, members, ALPHA[:, None])
+
+
 def _predicted(weights: np.ndarray, certain: int, members: int, fdr: float) -> float:
     """Share of pairs with q ≤ fdr in a large mixture: at the largest level ≤ fdr times the share found at it.
 
@@ -171,5 +216,5 @@ def _predicted(weights: np.ndarray, certain: int, members: int, fdr: float) -> f
     pairs = weights.sum() + certain
     if pairs == 0:
         return np.nan
-    found = (t_power(SNR, members, ALPHA[:, None]) @ weights + certain) / pairs  # (level,)
+    found = (_powers(members) @ weights + certain) / pairs  # (level,)
     return float(found[fdr * found >= ALPHA].max(initial=0.0))

@@ -5,6 +5,7 @@ import scipy.stats
 import xarray as xr
 
 from tdalib.stats.draws import check_length, member_draws
+from tdalib.stats.shares import half_width
 
 PERSISTENCE = 0.9  # of rank-biased overlap: the chance to read on to the next rank
 
@@ -66,6 +67,39 @@ def top_k_stability(tau: xr.DataArray, k: int = 5) -> xr.Dataset:
     jaccard = scipy.stats.hypergeom(points, k, k).pmf(common) @ (common / (2 * k - common))
     chance = {"overlap": k / points, "jaccard": jaccard, "rbo": weights @ depths / points}
     return table.assign_attrs(k=k, members=members, **{f"chance_{name}": float(v) for name, v in chance.items()})
+
+
+def top_k_survival(tau: xr.DataArray, k: int = 5, *, level: float = 0.9) -> xr.Dataset:
+    """`overlap` of `top_k_stability`, averaged over test points, with its interval over members.
+
+    Returns
+    -------
+    Dataset (method)
+        `value`, and `low` and `high` by the jackknife over members, which are NaN for fewer than 3. The attribute
+        `chance` is what random lists would give.
+
+    Raises
+    ------
+    ValueError
+        What `top_k_stability` raises, or an impossible level.
+    """
+    draws = member_draws(tau, at_least=2)
+    points = draws.sizes["train"]
+    check_length(k, points)
+    held = np.stack([in_top(member, points) for member in proponents(draws, k)])  # (member, test, method, train)
+    complete = draws.notnull().all(("member", "train"))  # (test, method)
+    shared = np.einsum("atmj,btmj,tm->abm", held, held, complete.transpose("test", "method")) / k
+    shared /= complete.sum("test").values  # (member, other, method)
+
+    def overlap(members: np.ndarray) -> np.ndarray:
+        one, other = np.triu_indices(len(members), 1)
+        return shared[members[one], members[other]].mean(0)
+
+    members = np.arange(len(draws))
+    value, half = overlap(members), half_width(overlap, members, level)
+    values = {"value": value, "low": (value - half).clip(0), "high": (value + half).clip(max=1)}
+    table = xr.Dataset({name: ("method", v) for name, v in values.items()}, {"method": draws.method.values})
+    return table.assign_attrs(k=k, chance=k / points, members=len(draws), level=level)
 
 
 def in_top(top: xr.DataArray, points: int) -> np.ndarray:

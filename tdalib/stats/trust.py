@@ -1,0 +1,199 @@
+"""Which pairs to trust: two claims, named apart, and a list of pairs only where the claim can be kept."""
+
+import warnings
+from itertools import combinations
+from math import ceil, comb, log2
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from tdalib.stats.draws import check_share, member_draws, scaled, with_methods
+from tdalib.stats.pairs import per_pair, q_value, resampled, signal_to_noise, t_p
+
+LEVEL = 0.95  # of the interval of a listed pair
+SPLITS = 20  # of the members into halves
+SKEWED = 0.7  # median |skew| over members from which a list of effects cannot keep its rate
+LEAST = 5  # of the smallest p that members of one sign can give, how many times fits into the rate
+
+
+def trustworthy(
+    tau: xr.DataArray,
+    fdr: float = 0.05,
+    claim: Literal["sign", "effect"] = "sign",
+    scale: Literal["test"] | None = None,
+) -> pd.DataFrame:
+    """The pairs that can be trusted, the clearest first, and nothing where the claim cannot be kept.
+
+    Parameters
+    ----------
+    tau : DataArray (sample, train, test, method) with the coordinate `member`
+    fdr : float
+        The share of a method's list that may be wrong.
+    claim : "sign" or "effect"
+        What is said of a listed pair. "sign": that E[τ] has the sign of the mean. "effect": that E[τ] is not 0.
+    scale : "test" or None
+        Of the numbers, as in `per_pair`, and of the test of a sign; an effect is always tested on the scale "test".
+
+    Returns
+    -------
+    DataFrame
+        Columns `method`, `train`, `test` (positions), what the coordinates (train) and (test) say of the points, each
+        under its name and only where it is there, `mean`, `low`, `high` (at level 0.95), `snr`, `same_sign`, `p_t`,
+        `q`, `noise_dominated` as in `per_pair`, and `sign_error`: which share of this method's list has the wrong sign,
+        estimated from halves of the members. A pair can be listed and dominated by noise: on average it has an effect,
+        which a single training need not show. `attrs["empty"]`: for each method without a list, why it has none.
+
+    Warns
+    -----
+    UserWarning
+        One line where lists are empty, for all methods with the same reason.
+
+    Raises
+    ------
+    ValueError
+        It is no τ, one member alone, an impossible `fdr`, an unknown claim or scale.
+
+    Notes
+    -----
+    A sign is listed where q ≤ `fdr` by Student's t. Real τ is skewed and pairs depend on each other, half of them
+    negatively, so that this is no list of effects at rate `fdr`: of pairs that were made null by centring it listed
+    several times as many. But signs it has right. `sign_error` is half the share of listed signs that the other half
+    of the members contradicts, as where two halves differ one of them is right; with a list above `fdr` nothing is
+    listed.
+
+    An effect is listed where all members have one sign and the larger of Student's p, of τ on the scale "test", and
+    2^(1 − n), the chance that n members of a symmetric null agree, is below the bound of Benjamini and Hochberg (1995).
+    Nothing is listed where the rate could not be kept: with so few members that this chance is above `fdr` / 5, with
+    a median |skew| above 0.7, or where, of lists from all members but one, that member contradicts more than 2 `fdr`.
+
+    Measured by `tests/measure_claims.py`: MEASURED
+    """
+    check_share("fdr", fdr)
+    if claim not in ("sign", "effect"):
+        raise ValueError(f"claim: {claim!r} is not possible; it must be 'sign' or 'effect'")
+    draws = member_draws(scaled(tau, scale), at_least=2)
+    tested = member_draws(scaled(tau, "test")) if claim == "effect" else draws
+    table, listing = with_methods(per_pair(tau, scale=scale)), _effects if claim == "effect" else _signs
+    frames, empty = [], {}
+    for method in map(str, draws.method.values):
+        x = tested.loc[{"method": method}].values  # (member, train, test)
+        q, why = listing(x, fdr)
+        if why:
+            empty[method] = why
+        listed = (q <= fdr) & (not why)
+        error = sign_error(x, fdr) if listed.any() else np.nan
+        frames.append(_rows(table.assign(q=(("train", "test"), q)), draws, method, listed).assign(sign_error=error))
+    found = pd.concat(frames, ignore_index=True)
+    found.attrs["empty"] = empty
+    for why in dict.fromkeys(empty.values()):
+        names = [method for method, said in empty.items() if said == why]
+        warnings.warn(f"{', '.join(names)}: no pair is listed, {why}", stacklevel=2)
+    return found
+
+
+def sign_error(x: np.ndarray, fdr: float) -> float:
+    """Share of wrong signs among the pairs with q ≤ `fdr`, (member, train, test), estimated from halves of the members.
+
+    Half of what the other half contradicts. Where no half lists a pair by itself, it lists as many as all members do.
+    NaN for fewer than 3 members.
+    """
+    members, many = len(x), (_q(x) <= fdr).sum()
+    if members < 3 or many == 0:
+        return np.nan
+    halves = [(one, np.delete(x, one, 0).mean(0)) for one in _halves(members)]
+    lists = [_q(x[one]) <= fdr for one, _ in halves]
+    if not np.any(lists):
+        lists = [p <= np.partition(p.ravel(), many - 1)[many - 1] for p in (_p(x[one]) for one, _ in halves)]
+    against = [np.sign(x[one].mean(0)) != np.sign(other) for one, other in halves]
+    return float(np.sum(np.logical_and(lists, against)) / np.sum(lists) / 2)
+
+
+def _signs(x: np.ndarray, fdr: float) -> tuple[np.ndarray, str]:
+    """Q of every pair, and why nothing can be listed."""
+    q = _q(x)
+    if not (q <= fdr).any():
+        return q, f"as no q is {fdr:g} or less; more members, or scale='test', find more"
+    error = sign_error(x, fdr)
+    if not error <= fdr:
+        return q, f"as halves of the {len(x)} members contradict each other (sign error {error:.0%}); more members help"
+    return q, ""
+
+
+def _effects(x: np.ndarray, fdr: float) -> tuple[np.ndarray, str]:
+    """As `_signs`, of τ on the scale "test"."""
+    members = len(x)
+    chance = 2.0 ** (1 - members)
+    q = _corrected(np.where(_one_sign(x), np.maximum(_p(x), chance), 1))
+    if chance > fdr / LEAST:
+        enough = 1 + ceil(log2(LEAST / fdr))
+        said = f"as {members} members are too few for effects at fdr {fdr:g}"
+        return q, f"{said}; {enough} may do, or claim='sign'"
+    skew = _median_skew(x)
+    if skew > SKEWED:
+        said = f"as τ is too skewed over the {members} members (median |skew| {skew:.2f}, at most {SKEWED})"
+        return q, f"{said}; claim='sign' may be kept, or more train points or other methods have less"
+    if not (q <= fdr).any():
+        return q, f"as of {members} members' no q is {fdr:g} or less where all have one sign (median |skew| {skew:.2f})"
+    contradicted = _contradicted(x, fdr)
+    if contradicted > 2 * fdr:
+        said = f"as members contradict {contradicted:.0%} of what all others list (at most {2 * fdr:.0%})"
+        return q, f"{said}, with {members} members and a median |skew| of {skew:.2f}; more members help"
+    return q, ""
+
+
+def _contradicted(x: np.ndarray, fdr: float) -> float:
+    """Of what all members but one list as an effect by Student's t alone, the share in which that one differs."""
+    found, against = 0, 0
+    for k, left_out in enumerate(x):
+        rest = np.delete(x, k, 0)
+        listed = _corrected(np.where(_one_sign(rest), _p(rest), 1)) <= fdr
+        found += listed.sum()
+        against += (listed & (np.sign(left_out) != np.sign(rest[0]))).sum()
+    return against / max(found, 1)
+
+
+def _halves(members: int) -> list[np.ndarray]:
+    """Of the members, the larger half: all that there are, or SPLITS drawn at random."""
+    half = (members + 1) // 2
+    if comb(members, half) <= SPLITS:
+        return [np.array(chosen) for chosen in combinations(range(members), half)]
+    stream = np.random.default_rng(0)
+    return [stream.permutation(members)[:half] for _ in range(SPLITS)]
+
+
+def _p(x: np.ndarray) -> np.ndarray:
+    return t_p(signal_to_noise(x.mean(0), x.std(0, ddof=1)), len(x))
+
+
+def _corrected(p: np.ndarray) -> np.ndarray:
+    return q_value(p.ravel()).reshape(p.shape)
+
+
+def _q(x: np.ndarray) -> np.ndarray:
+    return _corrected(_p(x))
+
+
+def _one_sign(x: np.ndarray) -> np.ndarray:
+    return abs(np.sign(x).sum(0)) == len(x)
+
+
+def _median_skew(x: np.ndarray) -> float:
+    apart = x - x.mean(0)
+    std = apart.std(0)
+    varies = std > 1e-12 * abs(x).max(0)
+    return float(np.median(abs(((apart[:, varies] / std[varies]) ** 3).mean(0)))) if varies.any() else 0.0
+
+
+def _rows(table: xr.Dataset, draws: xr.DataArray, method: str, listed: np.ndarray) -> pd.DataFrame:
+    """The listed pairs of a method, (train, test), the clearest first."""
+    labels = [name for name, c in table.coords.items() if c.dims in (("train",), ("test",)) and name not in c.dims]
+    train, test = (xr.DataArray(at, dims="pair") for at in np.nonzero(listed))  # positions
+    at = {"train": train, "test": test}
+    low, high, _ = resampled(draws.loc[{"method": method}].isel(at).values, LEVEL, 0)
+    picked = table.loc[{"method": method}].isel(at).assign(**at, low=("pair", low), high=("pair", high))
+    columns = ["train", "test", *labels, "mean", "low", "high", "snr", "same_sign", "p_t", "q", "noise_dominated"]
+    frame = picked.to_dataframe()[columns].astype({"noise_dominated": bool})
+    frame.insert(0, "method", method)
+    return frame.sort_values("snr", ascending=False, kind="stable")

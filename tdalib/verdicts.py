@@ -1,0 +1,131 @@
+"""The verdict on a result: can its attributions be trusted, in a table and three sentences for each method."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from tdalib import stats
+
+FDR = 0.05
+ENOUGH = 0.5  # of the pairs
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verdict` found.
+
+    Attributes
+    ----------
+    table : DataFrame
+        A row for each method.
+    sentences : dict, method → list of str
+    """
+
+    table: pd.DataFrame
+    sentences: dict[str, list[str]]
+
+    def __str__(self) -> str:
+        """The sentences, then the table."""
+        said = [f"{method}: {' '.join(lines)}" for method, lines in self.sentences.items()]
+        return "\n".join([*said, "", self.table.T.to_string()])
+
+    def _repr_markdown_(self) -> str:
+        said = [f"- **{method}**: {' '.join(lines)}" for method, lines in self.sentences.items()]
+        return "\n".join([*said, "", self.table.T.to_html()])
+
+
+def verdict(result: xr.Dataset | xr.DataArray) -> Verdict:
+    """Which signs can be trusted, whether the top 5 survive another seed, and how many seeds would be needed.
+
+    Parameters
+    ----------
+    result : Dataset with `tau`, or τ (sample, train, test, method)
+        One that tdalib computed, or one of finished scores (`from_scores`).
+
+    Returns
+    -------
+    Verdict
+        `table`, a row for each method: `pairs`; `members`; `trusted`, the share of pairs whose sign `stats.trustworthy`
+        lists on the scale "test", and their estimated `sign error`; `noise`, the share with std > |mean|, and `noise of
+        the largest 1 %` (`stats.noise_by_size`); `top 5 overlap`, what two trainings' lists have in common, and `by
+        chance`; `seeds needed`, until half of the pairs are listed, by `stats.power` (of 4 members or more). With
+        intervals over members at level 0.9, those of the forecast at 0.95.
+        `sentences`: the answers in words.
+
+    Raises
+    ------
+    ValueError
+        It is no τ, or one member alone.
+    """
+    tau = stats.with_methods(result["tau"] if isinstance(result, xr.Dataset) else result)
+    relative = stats.scaled(tau)
+    shares, signs = stats.summary(tau), stats.summary(relative)
+    top = stats.top_k_survival(tau, min(TOP, tau.sizes["train"]))
+    enough = _members_for(tau)
+    rows, sentences = {}, {}
+    for method in map(str, tau.method.values):
+        share, overlap = shares.loc[method], top.sel({"method": method})
+        error = stats.sign_error(stats.member_draws(relative.loc[{"method": [method]}]).values[..., 0], FDR)
+        trusted = signs.loc[(method, "q ≤ 0.05")].copy()
+        if not error <= FDR:
+            trusted[["value", "low"]] = 0.0
+        pairs, members = int(trusted["pairs"]), int(trusted["members"])
+        rows[method] = {
+            "pairs": f"{pairs:,}",
+            "members": members,
+            "trusted": _percent(trusted),
+            "sign error": "–" if np.isnan(error) else f"{error:.1%}",
+            "noise": _percent(share.loc["std > |mean|"]),
+            "noise of the largest 1 %": _percent(share.loc["std > |mean| of the largest 1 %"]),
+            f"top {top.attrs['k']} overlap": _percent(overlap),
+            "by chance": f"{top.attrs['chance']:.0%}",
+            "seeds needed": enough[method],
+        }
+        sentences[method] = [
+            _of_signs(trusted["value"], rows[method]),
+            f"Of a test point's top {top.attrs['k']} train points {_percent(overlap)} stay with another seed "
+            f"({top.attrs['chance']:.0%} by chance).",
+            f"Seeds needed until the sign of half of the pairs can be trusted: {enough[method]}.",
+        ]
+    return Verdict(pd.DataFrame.from_dict(rows, orient="index"), sentences)
+
+
+def _of_signs(share: float, row: dict[str, Any]) -> str:
+    if share == 0:
+        said = f"0 of {row['pairs']} pairs can be trusted with {row['members']} trainings"
+        return f"{said}: do not act on single pairs."
+    return (
+        f"With {row['members']} trainings the sign of {row['trusted']} of {row['pairs']} pairs can be trusted (about "
+        f"{row['sign error']} of these signs are wrong); for the others do not act on single pairs."
+    )
+
+
+def _percent(of: Any) -> str:
+    """A share with its interval."""
+    value, low, high = (float(of[name]) for name in ("value", "low", "high"))
+    if np.isnan(low):
+        return f"{value:.0%}"
+    return f"{value:.0%} [{low:.0%}, {high:.0%}]"
+
+
+def _members_for(tau: xr.DataArray) -> dict[str, str]:
+    """For each method how many members list enough of the pairs, with the interval of the forecast."""
+    methods = list(map(str, tau.method.values))
+    if len(np.unique(stats.counted(tau).member)) < 4:
+        return dict.fromkeys(methods, "not known from fewer than 4")
+    forecast = stats.power(tau)
+    most = int(forecast.members[-1])
+
+    def first(share: xr.DataArray) -> str:
+        reached = forecast.members.values[share.values >= ENOUGH]
+        return str(reached[0]) if len(reached) else f"more than {most}"
+
+    found = {}
+    for method in methods:
+        one = forecast.sel({"method": method})
+        found[method] = f"{first(one.predicted)} [{first(one.high)} to {first(one.low)}]"
+    return found
