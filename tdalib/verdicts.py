@@ -70,7 +70,7 @@ def verdict(result: xr.Dataset | xr.DataArray) -> Verdict:
     for method in map(str, tau.method.values):
         share, overlap = shares.loc[method], top.sel({"method": method})
         error = stats.sign_error(stats.member_draws(relative.loc[{"method": [method]}]).values[..., 0], FDR)
-        trusted = signs.loc[(method, "q ≤ 0.05")].copy()
+        trusted = signs.loc[(method, "share q ≤ 0.05")].copy()
         if not error <= FDR:
             trusted[["value", "low"]] = 0.0
         pairs, members = int(trusted["pairs"]), int(trusted["members"])

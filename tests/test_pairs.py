@@ -219,7 +219,7 @@ def test_moderated_ratio_ranks_better_where_variances_have_something_in_common()
     moderated, plain = (r.values.ravel() for r in (stats.moderated_snr(tau), stats.per_pair(tau).snr))
     truth = (1 / std).ravel()
     by_moderated, by_plain = (scipy.stats.spearmanr(truth, r).statistic for r in (moderated, plain))
-    assert by_moderated > by_plain + 0.1
+    assert by_moderated > by_plain + 0.05
 
 
 def test_moderation_leaves_alone_what_many_members_know(draws):

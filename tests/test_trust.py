@@ -131,8 +131,8 @@ def test_summary_counts_finished_pairs_only(draws):
     expected = {
         "std > |mean|": (kept.std(0, ddof=1) > abs(kept.mean(0))).mean((0, 1)),
         "mean p (t)": p.mean((0, 1)),
-        "p (t) < 0.05": (p < 0.05).mean((0, 1)),
-        "q ≤ 0.05": np.mean(np.array(q) <= 0.05, axis=1),
+        "share p (t) < 0.05": (p < 0.05).mean((0, 1)),
+        "share q ≤ 0.05": np.mean(np.array(q) <= 0.05, axis=1),
     }
     for name, values in expected.items():
         rows = summary.xs(name, level="share")

@@ -28,8 +28,8 @@ def summary(tau: xr.DataArray, *, level: float = 0.9) -> pd.DataFrame:
     -------
     DataFrame
         A row for each (method, share) with the columns `value`, `low`, `high`, `pairs`, `members`. The shares:
-        "std > |mean|", also "of the largest 1 %" of pairs (`noise_by_size`); "mean p (t)", the t test's; "p (t) < 0.05"
-        (expect 0.05 of pure noise); "q ≤ 0.05", which `trustworthy` lists for their sign; "mean p_noise". Pairs that
+        "std > |mean|", also "of the largest 1 %" of pairs (`noise_by_size`); "mean p (t)", the t test's; "share p (t) < 0.05"
+        (expect 0.05 of pure noise); "share q ≤ 0.05", which `trustworthy` lists for their sign; "mean p_noise". Pairs that
         are NaN are left out and not counted.
 
     The interval, by `jackknife`, is for the share that so many members give on average: a share with q ≤ 0.05 grows
@@ -42,7 +42,7 @@ def summary(tau: xr.DataArray, *, level: float = 0.9) -> pd.DataFrame:
         It is no τ, one member alone, or an impossible level.
     """
     draws = member_draws(tau, at_least=2)
-    names = ["std > |mean|", "mean p (t)", "p (t) < 0.05", "q ≤ 0.05", "mean p_noise"]
+    names = ["std > |mean|", "mean p (t)", "share p (t) < 0.05", "share q ≤ 0.05", "mean p_noise"]
     tables = {}
     for method in map(str, draws.method.values):
         x = _pairs(draws, method)
