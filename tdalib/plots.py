@@ -40,12 +40,30 @@ def plot_reliability(table: xr.Dataset, method: str, *, ax: Axes | None = None) 
 
 
 def plot_noise_share(summary: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Share of pairs with std > |mean|, a bar for each method."""
-    share = summary["std > |mean|"]
-    ax = sns.barplot(x=share.index, y=share.values, hue=share.index, palette=list(map(colour, share.index)), ax=ax)
-    for k, value in enumerate(share):
-        ax.text(k, value, f"{value:.0%}" if value > 0.01 else f"{value:.1%}", ha="center", va="bottom")
+    """Share of pairs with std > |mean|, of `stats.summary`, a bar for each method, with its interval over members."""
+    share = summary.xs("std > |mean|", level="share")
+    ax = sns.barplot(x=share.index, y=share.value, hue=share.index, palette=list(map(colour, share.index)), ax=ax)
+    for k, (value, low, high) in enumerate(share[["value", "low", "high"]].to_numpy()):
+        ax.plot([k, k], [low, high], color="0.2", linewidth=1.2)
+        ax.text(
+            k, np.nanmax([value, high]), f"{value:.0%}" if value > 0.01 else f"{value:.1%}", ha="center", va="bottom"
+        )
     ax.set(xlabel="method", ylabel="share of pairs, std > |mean|", ylim=(0, 1.08))
+    return ax
+
+
+def plot_noise_by_size(table: xr.Dataset, *, ax: Axes | None = None) -> Axes:
+    """Noise against size, of `stats.noise_by_size`: a line for each method, with its interval over members."""
+    ax = ax or plt.gca()
+    for method in map(str, table.method.values):
+        one = table.sel({"method": method})
+        ax.plot(one.share, one["noise"], "o-", color=colour(method), markersize=4, linewidth=1.2, label=method)
+        ax.fill_between(one.share, one["low"], one["high"], color=colour(method), alpha=0.15, linewidth=0)
+    label = "largest pairs, chosen in one training (share of all)"
+    ax.set(xscale="log", xlabel=label, ylabel="share with std > |mean| in the others", ylim=(-0.02, 1.02))
+    ax.set_xticks(table.share.values, [f"{share:.0%}" for share in table.share.values])
+    ax.minorticks_off()
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
 
@@ -135,11 +153,15 @@ def plot_ceiling(ceiling: xr.Dataset, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_power(power: xr.Dataset, *, ax: Axes | None = None) -> Axes:
-    """Share of pairs that so many members find, of `stats.power`: dots by subsets of the pilot, lines predicted."""
+    """Share of pairs that so many members find, of `stats.power`: dots by subsets of the pilot, lines predicted.
+
+    The shade is the interval of the forecast.
+    """
     ax = ax or plt.gca()
     for method in map(str, power.method.values):
         one = power.sel({"method": method})
         ax.plot(power.members, one["predicted"], color=colour(method), linewidth=1.2, label=method)
+        ax.fill_between(power.members, one["low"], one["high"], color=colour(method), alpha=0.12, linewidth=0)
         ax.plot(power.members, one["found"], "o", color=colour(method), markersize=4)
     ax.plot([], [], "o", color="0.4", markersize=4, label="found by subsets")
     ax.plot([], [], color="0.4", linewidth=1.2, label="predicted")

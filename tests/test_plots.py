@@ -73,13 +73,15 @@ def test_axes_carry_units(tau, ax):
 
 
 def test_bars_are_the_shares(tau, ax):
-    summary = stats.summary(stats.per_pair(tau))
-    summary["std > |mean|"] = [0.9, 0.004]
+    summary = stats.summary(tau)
+    noise = summary.index.get_level_values("share") == "std > |mean|"
+    summary.loc[noise, ["value", "low", "high"]] = [[0.9, 0.8, 0.95], [0.004, 0, 0.2]]
     bars = plots.plot_noise_share(summary, ax=ax).patches
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[0.8, 0.95], [0, 0.2]]
     assert [bar.get_height() for bar in bars] == [0.9, 0.004]
     assert [bar.get_x() + bar.get_width() / 2 for bar in bars] == pytest.approx([0, 1])
     assert [label.get_text() for label in ax.get_xticklabels()] == ["loo", "gc"]
-    assert [(*text.get_position(), text.get_text()) for text in ax.texts] == [(0, 0.9, "90%"), (1, 0.004, "0.4%")]
+    assert [(*text.get_position(), text.get_text()) for text in ax.texts] == [(0, 0.95, "90%"), (1, 0.2, "0.4%")]
 
 
 def test_sources_are_stacked_to_the_whole(tau, ax):

@@ -28,9 +28,9 @@ def summary(tau: xr.DataArray, *, level: float = 0.9) -> pd.DataFrame:
     -------
     DataFrame
         A row for each (method, share) with the columns `value`, `low`, `high`, `pairs`, `members`. The shares:
-        "std > |mean|", also "of the largest 1 %" of pairs (`noise_by_size`); "mean p (t)", the t test's; "share p (t) < 0.05"
-        (expect 0.05 of pure noise); "share q ≤ 0.05", which `trustworthy` lists for their sign; "mean p_noise". Pairs that
-        are NaN are left out and not counted.
+        "std > |mean|", also "of the largest 1 %" of pairs (`noise_by_size`); "mean p (t)", the t test's; "share p (t) <
+        0.05" (expect 0.05 of pure noise); "share q ≤ 0.05", which `trustworthy` lists for their sign; "mean p_noise".
+        Pairs that are NaN are left out and not counted.
 
     The interval, by `jackknife`, is for the share that so many members give on average: a share with q ≤ 0.05 grows
     with them. Of fewer than 8 members, four or so list next to nothing; its upper end is then that of p (t) < 0.05. NaN
