@@ -42,7 +42,8 @@ def plot_reliability(table: xr.Dataset, method: str, *, ax: Axes | None = None) 
 def plot_noise_share(summary: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Share of pairs with std > |mean|, of `stats.summary`, a bar for each method, with its interval over members."""
     share = summary.xs("std > |mean|", level="share")
-    ax = sns.barplot(x=share.index, y=share.value, hue=share.index, palette=list(map(colour, share.index)), ax=ax)
+    tints = list(map(colour, share.index))
+    ax = sns.barplot(x=share.index, y=share.value, hue=share.index, palette=tints, errorbar=None, ax=ax)
     for k, (value, low, high) in enumerate(share[["value", "low", "high"]].to_numpy()):
         ax.plot([k, k], [low, high], color="0.2", linewidth=1.2)
         ax.text(

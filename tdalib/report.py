@@ -15,6 +15,7 @@ from tqdm import tqdm
 from tdalib.attributors import METHODS
 from tdalib.data import NOTEBOOKS, resolve
 from tdalib.store import open_result
+from tdalib.verdicts import verdict
 
 FOLDER = Path(__file__).parent / "page"
 PAGE = Template((FOLDER / "page.html").read_text("utf-8"))
@@ -81,8 +82,13 @@ def _notebooks(store: Path, tau: xr.DataArray) -> dict[str, dict]:
 
 def _opening(store: Path, tau: xr.DataArray) -> nbformat.NotebookNode:
     said = [f"| {name} | {_explained(name)} |" for name in tau.method.values]
+    judged = verdict(tau.load())
+    first = "loo" if "loo" in judged.sentences else next(iter(judged.sentences))
+    others = [f"- **{name}**: {' '.join(lines)}" for name, lines in judged.sentences.items() if name != first]
+    facts = {"verdict": "\n\n".join(judged.sentences[first]), "others": "\n".join(others), "first": first}
+    facts["table"] = judged.table.T.to_html()
     sizes = {"members": len(set(tau.member.values)), "train": tau.sizes["train"], "test": tau.sizes["test"]}
-    return nbformat.v4.new_markdown_cell(OPENING.substitute(name=store.stem, methods="\n".join(said), **sizes))
+    return nbformat.v4.new_markdown_cell(OPENING.substitute(name=store.stem, methods="\n".join(said), **sizes, **facts))
 
 
 def _explained(method: str) -> str:

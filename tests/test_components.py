@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import xarray as xr
+from simulated import simulate
 
 from tdalib import stats
 
@@ -116,3 +117,19 @@ def test_variance_components_of_other_layouts():
         stats.variance_components(tau, level=90)
     with pytest.raises(ValueError, match="the same number of draws of each member"):
         stats.variance_components(tau.isel(sample=slice(1, None)))
+
+
+def test_shares_lie_between_0_and_1_with_their_intervals():
+    """Each resample's shares sum up to 1, and the median is that of the pairs' own shares."""
+    stream = np.random.default_rng(8)
+    draws = stream.normal(size=(6, 1, 5, 6, 1)) + 3 * stream.normal(size=(6, 4, 5, 6, 1))
+    tau = simulate(draws)
+    seeds = {"init_seed": tau.member, "batch_seed": tau.member, "checkpoint": ("sample", np.tile(range(4), 6))}
+    table = stats.variance_components(tau.assign_coords(seeds)).isel(method=0)
+    assert (
+        (table.share_low >= 0).all() and (table.share_low <= table.share_high).all() and (table.share_high <= 1).all()
+    )
+    assert float(table.share_high.sel(source="checkpoint")) > 0.8 > float(table.share_high.sel(source="member"))
+    positive = table.by_pair.clip(0)
+    own = (positive / positive.sum("source")).median(("train", "test"))
+    np.testing.assert_allclose(table.median_share, own)

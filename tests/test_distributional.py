@@ -37,7 +37,7 @@ def test_gaussian_losses_give_the_closed_forms(correlation):
     np.testing.assert_allclose(table["mean_change"], SHIFT, atol=0.15)
     np.testing.assert_allclose(table["variance_change"], WIDTHS**2 - 1, atol=0.45)
     np.testing.assert_allclose(table["w2"], np.hypot(SHIFT, WIDTHS - 1), atol=0.15)
-    np.testing.assert_allclose(table["mu"], SHIFT / np.sqrt((1 + WIDTHS**2) / 2), atol=0.1)
+    np.testing.assert_allclose(table["mu"], SHIFT / np.sqrt((1 + WIDTHS**2) / 2), atol=0.2)
     assert (table["mu_low"] < table["mu"]).all() and (table["mu"] < table["mu_high"]).all()
 
 
@@ -70,7 +70,12 @@ def test_the_change_of_the_mean_is_that_of_leave_one_out():
     assert tau.std() > 0 and table.attrs["members"] == 4 and table.attrs["unit"] == "nats"
     np.testing.assert_allclose(table["mean_change"], tau.mean("sample"), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(table["mean_change"], stats.per_pair(result.tau)["mean"][..., 0], rtol=1e-4, atol=1e-6)
-    assert table["train_class"].values.tolist() == list("010101") and table["test_index"].values.tolist() == [0, 1, 2, 3]
+    assert table["train_class"].values.tolist() == list("010101") and table["test_index"].values.tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]
     apart = stats.distributional_influence(result, coupled=False)
     np.testing.assert_allclose(apart["mean_change"], stats.uncoupled(result).mean("sample")[..., 0], rtol=1e-4)
 

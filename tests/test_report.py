@@ -22,10 +22,11 @@ def test_page_is_whole_and_self_contained(store, capsys):
     assert capsys.readouterr().out == f"report: {page}\n"
     text = page.read_text()
     assert "<title>tdalib: small &amp; own</title>" in text
+    assert re.search("Verdict.*pairs can be trusted.*What was computed", text, re.S)  # it opens with the verdict
     for title in ("Which train-test pairs can be trusted?", "Do attribution methods agree", "How many seeds"):
         assert len(re.findall(f"<h1[^>]*>{title}", text)) == 1
     assert "Answer" not in text  # those are for the store that the notebooks were committed with
-    assert text.count("data:image/png;base64,") > 10 and "To be trusted at a false discovery rate" in text
+    assert text.count("data:image/png;base64,") > 10 and "trainings the sign can be trusted of" in text
     assert "deep_ensemble" in text and "logreg" in text and "import " not in text  # the params, but no code
     assert text.count('alt="Figure: ') == text.count("<img")  # for those who do not see them
     assert not re.search(r"<script|<link|(src|href)=\"(?!data:|#)", text)

@@ -36,7 +36,9 @@ def variance_components(tau: xr.DataArray, *, level: float = 0.9, seed: int = 0)
         they can be negative. NaN where a τ is missing, and so are the means then.
         `variance` (source, method): their means over pairs; `low`, `high`: a bootstrap interval for each mean, cut off
         at 0, so that a negative estimate lies outside.
-        `share` (source, method): of the sum over sources.
+        `share` (source, method): of the sum over sources, `share_low` and `share_high`: its interval, from shares within
+        each resample, so that it lies between 0 and 1. `median_share`: the median over pairs of their own shares; the
+        mean belongs to the pairs with the largest variance.
         `trend` (method): the part of the checkpoints' share that all members have in common, what an epoch more does.
 
     The interval redraws the mean squares as those of Gaussian effects (for one pair: the generalised interval of
@@ -66,12 +68,18 @@ def variance_components(tau: xr.DataArray, *, level: float = 0.9, seed: int = 0)
         variances = combine @ mean_squares  # (source and trend, pair)
         by_pair, trend = variances[:-1], variances[-1]
         redrawn = combine @ _redrawn(mean_squares, effects, df, np.random.default_rng(seed))  # (…, resample)
-        low, high = np.quantile(redrawn[:-1], [(1 - level) / 2, (1 + level) / 2], axis=1).clip(0)
+        redrawn = redrawn[:-1].clip(0)  # (source, resample)
+        ends = [(1 - level) / 2, (1 + level) / 2]
+        low, high = np.quantile(redrawn, ends, axis=1)
+        share_low, share_high = np.quantile(_shares(redrawn), ends, axis=1)
         variables = {
             "by_pair": (("source", "train", "test"), by_pair.reshape(-1, *draws.shape[1:])),
             "variance": ("source", by_pair.mean(1)),
             "low": ("source", low),
             "high": ("source", high),
+            "share_low": ("source", share_low),
+            "share_high": ("source", share_high),
+            "median_share": ("source", np.median(_shares(by_pair.clip(0)), axis=1)),
             "trend": ((), trend.mean()),
         }
         tables.append(xr.Dataset(variables, {"source": sources}))
@@ -80,6 +88,12 @@ def variance_components(tau: xr.DataArray, *, level: float = 0.9, seed: int = 0)
     table = table.assign(share=table.variance / total, trend=table.trend / total)
     table = table.assign_coords(tau.isel(sample=0, drop=True).coords)
     return table.assign_attrs(units=tau.attrs.get("units", "{}"), level=level)
+
+
+def _shares(variances: np.ndarray) -> np.ndarray:
+    """Of each column's sum, (source, …); NaN where that is 0."""
+    total = variances.sum(0)
+    return variances / np.where(total > 0, total, np.nan)
 
 
 def _layout(tau: xr.DataArray) -> tuple[np.ndarray, list[str]]:
