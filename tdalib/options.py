@@ -54,11 +54,8 @@ def one_line(error: Exception) -> str:
 def options_of(function: Callable) -> dict[str, Any]:
     """The options of a function by name, with their types."""
     parameters = inspect.signature(function, eval_str=True).parameters.values()
-    return {
-        p.name: Any if p.annotation is p.empty else p.annotation
-        for p in parameters
-        if p.name not in ARGUMENTS and (p.kind is p.KEYWORD_ONLY or p.default is not p.empty)
-    }
+    optional = [p for p in parameters if p.kind is p.KEYWORD_ONLY or p.default is not p.empty]
+    return {p.name: Any if p.annotation is p.empty else p.annotation for p in optional if p.name not in ARGUMENTS}
 
 
 def check(owner: str, types: dict[str, Any], given: dict) -> dict:
