@@ -64,8 +64,7 @@ def from_folder(
         raise ValueError(f"there is no folder {folder}; it needs a folder of images for each class")
     if (folder / "train").is_dir():
         of_train, of_test = (_images(folder / split, size, resize) for split in SPLITS)
-        if of_train.classes != of_test.classes:
-            differ = ", ".join(sorted(set(of_train.classes) ^ set(of_test.classes)))
+        if differ := ", ".join(sorted(set(of_train.classes) ^ set(of_test.classes))):
             raise ValueError(f"{folder}: train and test must have the same class folders; they differ in {differ}")
         train = choose(of_train.targets, of_train.classes, train_per_class, seed, "train", path)
         test = choose(of_test.targets, of_test.classes, test_per_class, seed, "test", path)
@@ -82,16 +81,10 @@ def from_folder(
         files[split] = [Path(images.samples[k][0]).relative_to(folder).as_posix() for k in keep]
         picked |= {f"x_{split}": x, f"y_{split}": y[keep], f"{split}_index": keep}
     known = {x.tobytes(): file for x, file in zip(picked["x_train"], files["train"], strict=True)}
-    twice = [
-        (file, known[x.tobytes()])
-        for x, file in zip(picked["x_test"], files["test"], strict=True)
-        if x.tobytes() in known
-    ]
-    if twice:
-        also = f"{twice[0][0]} is {twice[0][1]}"
-        warnings.warn(
-            f"{folder}: {len(twice)} test images are among the train images too, such as {also}", stacklevel=4
-        )
+    same = [known.get(x.tobytes()) for x in picked["x_test"]]
+    if twice := [f"{file} is {other}" for file, other in zip(files["test"], same, strict=True) if other]:
+        said = f"{folder}: {len(twice)} test images are among the train images too, such as {twice[0]}"
+        warnings.warn(said, stacklevel=4)
     return from_arrays(**picked, labels={"file": (files["train"], files["test"])})
 
 
@@ -112,9 +105,8 @@ def _images(folder: Path, size: int, resize: int) -> Any:
 
     if not folder.is_dir():
         raise ValueError(f"{folder} is not there; beside train there must be a folder test, of the same classes")
-    seen = [
-        file for file in sorted(folder.glob("*/**/*")) if file.is_file() and not _is_hidden(file.relative_to(folder))
-    ]
+    files = [file for file in sorted(folder.glob("*/**/*")) if file.is_file()]
+    seen = [file for file in files if not _is_hidden(file.relative_to(folder))]
     images = {str(file) for file in seen if file.suffix.lower() in IMG_EXTENSIONS}
     if len(images) < len(seen):
         endings = ", ".join(sorted({file.suffix or file.name for file in seen if str(file) not in images}))

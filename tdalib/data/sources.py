@@ -149,8 +149,7 @@ def _read(name: str) -> tuple[Task, dict[str, np.ndarray]]:
             arrays: Any = dict(file)
     except Exception:  # numpy raises what the damage makes it raise
         raise ValueError(f"dataset {name!r}: no .npz file of plain arrays, as np.savez writes, is at {path}") from None
-    missing = {"x_train", "y_train", "x_test", "y_test"} - set(arrays)
-    if missing:
+    if missing := {"x_train", "y_train", "x_test", "y_test"} - set(arrays):
         raise ValueError(f"{name} has no {', '.join(sorted(missing))}; it needs x_train, y_train, x_test and y_test")
     return from_arrays(**{key: arrays.get(key) for key in KEYS}, name=Path(name).stem), arrays
 

@@ -49,14 +49,8 @@ def adapted(auto: str, what: str, backbone: str | None, shipped: Path, outputs: 
         nn.init.trunc_normal_(layer.weight, std=network.config.initializer_range)
         nn.init.zeros_(layer.bias)
     names = QUERY_AND_VALUE & {name.rpartition(".")[2] for name, _ in network.named_modules()}
-    config = LoraConfig(
-        r=16,
-        lora_alpha=16,
-        lora_dropout=0.1,
-        bias="none",
-        target_modules=sorted(names) or None,  # None: peft knows, or refuses
-        modules_to_save=heads,
-    )
+    targets = sorted(names) or None  # None: peft knows, or refuses
+    config = LoraConfig(r=16, lora_alpha=16, lora_dropout=0.1, target_modules=targets, modules_to_save=heads)
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft asks by a name that is given up
         try:
             return get_peft_model(network, config), folder
