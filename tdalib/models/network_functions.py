@@ -1,7 +1,6 @@
 """The models by name: what every function (task, seed) → nn.Module gets, whoever wrote it."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial, wraps
 from math import gcd
@@ -12,7 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from tdalib.behaviour import named
 from tdalib.data import Task
-from tdalib.networks import kept_generators, seeded, trainable
+from tdalib.networks import float32_by_default, kept_generators, seeded, trainable
 from tdalib.options import Count, one_line
 from tdalib.registry import Registry
 
@@ -33,8 +32,9 @@ def register(name: str) -> Callable[[Callable], Callable]:
 
 def _seeded(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     @wraps(function)
-    def seeded(task: Task, seed: int, **options: object) -> nn.Module:
-        with _generators_at(seed), named("the model's function"):
+    def build(task: Task, seed: int, **options: object) -> nn.Module:
+        at_seed = seeded(seed, torch.device("cpu"))
+        with kept_generators(), float32_by_default(), at_seed, named("the model's function"):
             given = function(task, seed, **options)
         if not isinstance(given, nn.Module):
             raise ValueError(f"the model's function gave a {type(given).__name__}; it must give an nn.Module")
@@ -53,26 +53,12 @@ def _seeded(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         network = _copied(given)
         norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         if any(norm.training or norm.running_mean is None for norm in norms):  # training leaves one in eval mode so
-            raise ValueError(
-                "batch norm couples the points of a batch; return tdalib.models.with_group_norm(network), "
-                "or network.eval() to keep the statistics that it has"
-            )
+            remedy = "tdalib.models.with_group_norm(network), or network.eval() to keep the statistics that it has"
+            raise ValueError(f"batch norm couples the points of a batch; return {remedy}")
         network = network.to(task.train.device, task.train.dtype)
         return _laid_out(network, task.x_train) if getattr(task.x_train, "ndim", 0) == 4 else network
 
-    return seeded
-
-
-@contextmanager
-def _generators_at(seed: int) -> Iterator[None]:
-    """Every generator at a seed, and floats of 32 bits by default; then all as it was."""
-    floats = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with kept_generators(), seeded(seed, torch.device("cpu")):
-            yield
-    finally:
-        torch.set_default_dtype(floats)
+    return build
 
 
 def _copied(network: nn.Module) -> nn.Module:
