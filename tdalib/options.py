@@ -1,7 +1,8 @@
 """Options: declared once, as a keyword with a type, checked in one place, and refused in one sentence."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from textwrap import shorten
 from typing import Annotated, Any
@@ -49,6 +50,21 @@ def sentence(error: Mapping[str, Any], keys: Iterable[str], owner: str = "") -> 
 def one_line(error: Exception) -> str:
     """What an error says, in one line."""
     return " ".join(str(error).split()) or repr(error)
+
+
+@contextmanager
+def said_as(beginning: str) -> Iterator[None]:
+    """Where a library raises what it comes across: it is one sentence that begins so.
+
+    Raises
+    ------
+    ValueError
+        Something went wrong.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{beginning}: {one_line(error)}") from None
 
 
 def options_of(function: Callable) -> dict[str, Any]:

@@ -258,11 +258,10 @@ def repair(path: Path | str) -> list[str]:
     path = resolve(path)
     _check_there(path)
     with held(path):
-        names = checksums.restore_metadata(path)
-        for name in checksums.damaged_chunks(path):
+        restored, removed = checksums.restore_metadata(path), checksums.damaged_chunks(path)
+        for name in removed:
             (path / name).unlink()
-            names.append(name)
-    return names
+    return restored + removed
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pydantic import Field
 from tdalib.data.places import resolve
 from tdalib.data.subsets import choose, random_orders
 from tdalib.data.task import SPLITS, Task, from_arrays
-from tdalib.options import Count, Natural, checked
+from tdalib.options import Count, Natural, checked, said_as
 
 Side = Annotated[Count, Field(le=1024)]  # of an image, pixels
 
@@ -126,11 +126,8 @@ def _image(file: str, size: int, resize: int) -> np.ndarray:
     from PIL import Image, ImageOps
     from torchvision.transforms.v2 import functional
 
-    try:
-        with Image.open(file) as image:
-            if image.mode[0] in "IF":
-                raise ValueError(f"its pixels are of mode {image.mode}; convert it to 8 bits a channel")
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            return np.asarray(functional.center_crop(functional.resize(upright, [resize]), [size]))
-    except Exception as error:  # PIL raises what the damage makes it raise
-        raise ValueError(f"{file} cannot be read as an image: {error}") from None
+    with said_as(f"{file} cannot be read as an image"), Image.open(file) as image:
+        if image.mode[0] in "IF":
+            raise ValueError(f"its pixels are of mode {image.mode}; convert it to 8 bits a channel")
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+        return np.asarray(functional.center_crop(functional.resize(upright, [resize]), [size]))

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 
 from tdalib import objectives
-from tdalib.data.places import PACKAGE, fetched
+from tdalib.data.places import PACKAGE, fetched, had
 from tdalib.data.sources import register
 from tdalib.data.task import SPLITS, Task, from_arrays
-from tdalib.options import Count, Natural, check, one_line
+from tdalib.options import Count, Natural, check
 
 SOTU = PACKAGE / "datasets" / "sotu3.csv"
 TOKENIZER = PACKAGE / "backbones" / "bert_sotu"
@@ -146,12 +146,9 @@ def _encoder(tokenizer: str | None, length: int) -> Callable[[list[str]], dict[s
     """The function from passages to token ids and mask, (n, length) arrays."""
     from transformers import AutoTokenizer
 
-    try:
+    with had(f"tokenizer {tokenizer!r}", "one"):
         folder = TOKENIZER if tokenizer is None else fetched(tokenizer)
         known = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # the hub and transformers raise what they come across
-        reason = one_line(error).split(". ")[0].removesuffix(".")
-        raise ValueError(f"tokenizer {tokenizer!r} is no folder or name on the hub of one: {reason}") from None
     known.pad_token = known.pad_token or known.eos_token  # what is padded is masked, so any will do
 
     def encode(passages: list[str]) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 from tdalib.behaviour import named
 from tdalib.data import Task
 from tdalib.networks import float32_by_default, kept_generators, seeded, trainable
-from tdalib.options import Count, one_line
+from tdalib.options import Count, said_as
 from tdalib.registry import Registry
 
 MODELS = Registry("model")
@@ -50,7 +50,8 @@ def _seeded(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
             raise ValueError(f"the model has a hook on the gradient of {hooked[0]!r}, which no copy keeps; do without")
         if not trainable(given):
             raise ValueError("the model has no parameter that requires a gradient; there is nothing to train")
-        network = _copied(given)
+        with said_as("the model cannot be copied, as every retraining needs"):
+            network = deepcopy(given)  # which nobody else trains
         norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         if any(norm.training or norm.running_mean is None for norm in norms):  # training leaves one in eval mode so
             remedy = "tdalib.models.with_group_norm(network), or network.eval() to keep the statistics that it has"
@@ -59,14 +60,6 @@ def _seeded(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         return _laid_out(network, task.x_train) if getattr(task.x_train, "ndim", 0) == 4 else network
 
     return build
-
-
-def _copied(network: nn.Module) -> nn.Module:
-    """A copy, which nobody else trains."""
-    try:
-        return deepcopy(network)
-    except Exception as error:  # whatever a part of it makes of being copied
-        raise ValueError(f"the model cannot be copied, as every retraining needs: {one_line(error)}") from None
 
 
 def _laid_out(network: nn.Module, images: torch.Tensor) -> nn.Module:
