@@ -93,18 +93,14 @@ def _images(folder: Path, size: int, resize: int) -> Any:
     from torchvision.datasets import ImageFolder
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    class Visible(ImageFolder):
-        def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-            inside = sorted(entry.name for entry in Path(directory).iterdir() if entry.is_dir())
-            names = [name for name in inside if not _is_hidden(Path(name))]
-            if not names:
-                raise ValueError(f"{folder} has no class folders; it needs a folder of images for each class")
-            if split := [name for name in names if name.lower() in SPLITS]:
-                raise ValueError(f"{folder}: {split[0]!r} is no class; name the folders of the splits train and test")
-            return names, {name: k for k, name in enumerate(names)}
-
     if not folder.is_dir():
         raise ValueError(f"{folder} is not there; beside train there must be a folder test, of the same classes")
+    inside = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    names = [name for name in inside if not _is_hidden(Path(name))]
+    if not names:
+        raise ValueError(f"{folder} has no class folders; it needs a folder of images for each class")
+    if split := [name for name in names if name.lower() in SPLITS]:
+        raise ValueError(f"{folder}: {split[0]!r} is no class; name the folders of the splits train and test")
     files = [file for file in sorted(folder.glob("*/**/*")) if file.is_file()]
     seen = [file for file in files if not _is_hidden(file.relative_to(folder))]
     images = {str(file) for file in seen if file.suffix.lower() in IMG_EXTENSIONS}
@@ -112,6 +108,11 @@ def _images(folder: Path, size: int, resize: int) -> Any:
         endings = ", ".join(sorted({file.suffix or file.name for file in seen if str(file) not in images}))
         said = f"{folder}: {len(seen) - len(images)} files are no images by their endings ({endings}) and are left out"
         warnings.warn(said, stacklevel=5)
+
+    class Visible(ImageFolder):
+        def find_classes(self, _: str | Path) -> tuple[list[str], dict[str, int]]:
+            return names, {name: k for k, name in enumerate(names)}
+
     load = partial(_image, size=size, resize=resize)
     return Visible(folder, loader=load, allow_empty=True, is_valid_file=images.__contains__)
 
