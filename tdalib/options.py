@@ -53,8 +53,8 @@ def one_line(error: Exception) -> str:
 
 
 @contextmanager
-def said_as(beginning: str) -> Iterator[None]:
-    """Where a library raises what it comes across: it is one sentence that begins so.
+def said_as(beginning: str, most: int | None = None) -> Iterator[None]:
+    """Where a library raises what it comes across: it is one sentence that begins so; `most` letters of its own.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def said_as(beginning: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{beginning}: {one_line(error)}") from None
+        raise ValueError(f"{beginning}: {one_line(error)[:most]}") from None
 
 
 def options_of(function: Callable) -> dict[str, Any]:

@@ -153,8 +153,7 @@ def _sweep() -> None:
     for folder in Path(gettempdir()).glob(f"tdalib-*-*@{platform.node()}"):
         process = folder.name.split("-")[1]
         if not psutil.pid_exists(int(process)):
-            folders = [folder, *SHARED_MEMORY.glob(f"joblib_memmapping_folder_{process}_*")]
-            for left in folders:
+            for left in (folder, *SHARED_MEMORY.glob(f"joblib_memmapping_folder_{process}_*")):
                 shutil.rmtree(left, ignore_errors=True)
             for left in SHARED_MEMORY.glob(f"sem.loky-{process}-*"):
                 left.unlink(missing_ok=True)
