@@ -48,25 +48,19 @@ def check_network(build: Build, task: Task, seed: int) -> Behaviour:
         raise ValueError("the model gives other outputs at each call, in eval mode too; only training may be random")
     in_training, rest = _in_training(network, some, start), state_of(network).rest
     if not (_same(start, state_of(again)) and _equal(in_training, _in_training(again, some, start))):
-        raise ValueError(
-            f"the model built twice from seed {seed} is not the same; it must take its random numbers from torch, "
-            "numpy or random, and depend on the task and the seed alone"
-        )
+        rule = "it must take its random numbers from torch, numpy or random, and depend on the task and the seed alone"
+        raise ValueError(f"the model built twice from seed {seed} is not the same; {rule}")
     _in_training(network, others, start)
     if changed := [name for name, value in state_of(network).rest.items() if not _equal(value, rest[name])]:
-        raise ValueError(
-            f"in training the model keeps something of the points in {changed[0]!r}, where one that is left out would "
-            "still act; give that layer fixed statistics"
-        )
+        remedy = "where one that is left out would still act; give that layer fixed statistics"
+        raise ValueError(f"in training the model keeps something of the points in {changed[0]!r}, {remedy}")
     set_state(network, start)
     seen_others = _shaken(build(task, seed))
     beside_others = _in_use(seen_others, others)
     kept = [_in_use(network, some), _in_use(seen_others, some)]
     if not (all(_equal(given, after) for after in kept) and _equal(in_training, _in_training(network, some, start))):
-        raise ValueError(
-            "the model keeps something from one pass to the next that is neither parameter nor buffer; register it as "
-            "a buffer, or do without"
-        )
+        kept_apart = "something from one pass to the next that is neither parameter nor buffer"
+        raise ValueError(f"the model keeps {kept_apart}; register it as a buffer, or do without")
     set_state(network, start)
     scale = _spread(given)
     remedy = "each point must be seen by itself (batch_first=True, no statistics of the batch)"

@@ -178,12 +178,8 @@ class Experiment:
     @cached_property
     def _empty(self) -> xr.Dataset:
         work = self._work
-        asked: dict[str, Any] = {
-            "removals": self.removals,
-            "methods": list(work.methods),
-            "method_options": work.options,
-        }
-        asked |= {"members": len(work.posterior.members), "device": work.device}
+        asked: dict[str, Any] = {"methods": list(work.methods), "method_options": work.options}
+        asked |= {"removals": self.removals, "members": len(work.posterior.members), "device": work.device}
         params = (self.params or self.posterior.description()) | asked
         return result.template(work.posterior, work.removals, work.methods, params, self._behaviour)
 

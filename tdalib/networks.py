@@ -106,12 +106,19 @@ def direction(vectors: Tensor, leading: int, dtype: torch.dtype) -> tuple[Tensor
 @contextmanager
 def kept_generators() -> Iterator[None]:
     """The generators of numpy and random are afterwards as they were."""
-    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
-    try:
+    with ExitStack() as afterwards:
+        afterwards.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
+        afterwards.callback(random.setstate, random.getstate())
         yield
-    finally:
-        np.random.set_state(of_numpy)  # noqa: NPY002
-        random.setstate(of_python)
+
+
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """New floats have 32 bits; afterwards as many as before."""
+    with ExitStack() as afterwards:
+        afterwards.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        yield
 
 
 @contextmanager

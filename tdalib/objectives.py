@@ -78,13 +78,12 @@ class Objective:
         _, product = torch.autograd.functional.hvp(lambda f: self.loss(f, targets).sum(), outputs, along)
         squares = (along * product).flatten(1).sum(1)
         v, hv = along.flatten(1).norm(dim=1), product.flatten(1).norm(dim=1)
-        if (squares < -(FLAT**0.5) * v * hv - FLAT * v**2).any():  # the last for rounding where there is no curvature
-            raise ValueError(self._not_convex)
+        self._check_convex(squares < -(FLAT**0.5) * v * hv - FLAT * v**2)  # the last for rounding without curvature
         return product
 
-    @property
-    def _not_convex(self) -> str:
-        return f"objective {self.name!r} is not convex in the outputs; its curvature has no real root"
+    def _check_convex(self, negative: Tensor) -> None:
+        if negative.any():
+            raise ValueError(f"objective {self.name!r} is not convex in the outputs; its curvature has no real root")
 
     def curvature(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rᵀ (points, k, ...), the coefficients c (points, k), and what of ∂L/∂outputs is not R c (points, ...).
@@ -118,8 +117,7 @@ class Objective:
         rows = torch.autograd.functional.jacobian(slope, outputs)  # (C, points, ...)
         values, vectors = torch.linalg.eigh(rows.flatten(2).transpose(0, 1))  # (points, C), (points, C, C)
         largest = values.abs().amax(1, keepdim=True)
-        if (values < -(FLAT**0.5) * largest).any():
-            raise ValueError(self._not_convex)
+        self._check_convex(values < -(FLAT**0.5) * largest)
         root = vectors * values.where(values > FLAT * largest, 0).sqrt()[:, None, :]
         return root.mT.unflatten(2, outputs.shape[1:])
 

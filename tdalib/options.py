@@ -1,7 +1,8 @@
 """Options: declared once, as a keyword with a type, checked in one place, and refused in one sentence."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from textwrap import shorten
 from typing import Annotated, Any
@@ -51,14 +52,26 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or repr(error)
 
 
+@contextmanager
+def said_as(beginning: str, most: int | None = None) -> Iterator[None]:
+    """Where a library raises what it comes across: it is one sentence that begins so; `most` letters of its own.
+
+    Raises
+    ------
+    ValueError
+        Something went wrong.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{beginning}: {one_line(error)[:most]}") from None
+
+
 def options_of(function: Callable) -> dict[str, Any]:
     """The options of a function by name, with their types."""
     parameters = inspect.signature(function, eval_str=True).parameters.values()
-    return {
-        p.name: Any if p.annotation is p.empty else p.annotation
-        for p in parameters
-        if p.name not in ARGUMENTS and (p.kind is p.KEYWORD_ONLY or p.default is not p.empty)
-    }
+    optional = [p for p in parameters if p.kind is p.KEYWORD_ONLY or p.default is not p.empty]
+    return {p.name: Any if p.annotation is p.empty else p.annotation for p in optional if p.name not in ARGUMENTS}
 
 
 def check(owner: str, types: dict[str, Any], given: dict) -> dict:

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError, create_
 from tdalib import attributors, data, models, objectives, samplers
 from tdalib.data import Task, resolve
 from tdalib.experiment import Experiment
-from tdalib.options import Count, Members, Natural, Workers, check, one_line, options_of, sentence
+from tdalib.options import Count, Members, Natural, Workers, check, options_of, said_as, sentence
 from tdalib.samplers import Posterior
 from tdalib.training import Recipe
 from tdalib.workers import Device
@@ -90,10 +90,8 @@ class Params(OfRecipe):
     @classmethod
     def read(cls, path: Path | str) -> "Params":
         """Params from a YAML file, which holds only what differs from the defaults; `name` is the file's by default."""
-        try:
+        with said_as("the params file cannot be read as YAML"):
             values = yaml.load(Path(path).read_text(encoding="utf-8"), _EachKeyOnce)
-        except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ValueError(f"the params file cannot be read as YAML: {one_line(error)}") from None
         if not isinstance(values, dict) or not values:
             raise ValueError("the params file is empty or no list of 'key: value' lines; it needs one at least")
         return cls.of({"name": Path(path).stem} | values)

@@ -52,12 +52,8 @@ def template(
     removals are sets, `removed` (train, point) says which points each leaves out, and `size` (train) how many.
     """
     task, kept, unit = posterior.task, posterior.checkpoints, posterior.task.objective.unit
-    coords = {
-        **provenance(posterior),
-        **_labels("train", removals.labels),
-        **_labels("test", task.test.labels),
-        "method": ("method", np.array(list(methods), dtype=object)),
-    }
+    coords = provenance(posterior) | _labels("train", removals.labels) | _labels("test", task.test.labels)
+    coords["method"] = "method", np.array(list(methods), dtype=object)
     sizes = {"train": len(removals), **xr.Dataset(coords=coords).sizes}
     chunk = {"sample": kept, "train": min(TRAIN_BLOCK, sizes["train"]), "test": sizes["test"], "method": 1}
 
@@ -66,10 +62,8 @@ def template(
         return DIMS[name], dask.array.full(shape, np.nan, dtype=np.float32, chunks=chunks), attrs
 
     units = json.dumps({name: method.unit.replace("{loss}", unit) for name, method in methods.items()})
-    variables = {
-        "tau": empty("tau", long_name="attribution", units=units, sign=SIGN),
-        "loss": empty("loss", long_name="test loss at θ", units=unit),
-    }
+    variables = {"tau": empty("tau", long_name="attribution", units=units, sign=SIGN)}
+    variables["loss"] = empty("loss", long_name="test loss at θ", units=unit)
     if any(method.scope == "retrain" for method in methods.values()):
         without = "test loss at θ without the train point"
         variables["loss_without"] = empty("loss_without", long_name=without, units=unit)

@@ -135,10 +135,9 @@ def held(path: Path) -> Iterator[None]:
 def check(path: Path, empty: xr.Dataset) -> None:
     """Refuse a place where no store can lie, or one made with other params, data or code, naming what differs."""
     with _writing(path):  # to ask after a name can fail too, if it is too long
-        blocked = [parent for parent in path.parents if parent.exists() and not parent.is_dir()]
         ground = next(parent for parent in (path, *path.parents) if parent.exists())
-    if blocked:
-        raise ValueError(f"store {path}: {blocked[0]} is a file; choose another place")
+    if ground != path and not ground.is_dir():
+        raise ValueError(f"store {path}: {ground} is a file; choose another place")
     if not os.access(ground, os.W_OK):
         raise ValueError(f"store {path}: nothing can be written in {ground}; choose another place")
     if not path.exists():
@@ -259,11 +258,10 @@ def repair(path: Path | str) -> list[str]:
     path = resolve(path)
     _check_there(path)
     with held(path):
-        names = checksums.restore_metadata(path)
-        for name in checksums.damaged_chunks(path):
+        restored, removed = checksums.restore_metadata(path), checksums.damaged_chunks(path)
+        for name in removed:
             (path / name).unlink()
-            names.append(name)
-    return names
+    return restored + removed
 
 
 @contextmanager

@@ -11,20 +11,9 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.optim import Optimizer
 
+from tdalib import networks
 from tdalib.data import Inputs, Task, chosen
-from tdalib.networks import (
-    State,
-    Theta,
-    forward,
-    forward_at,
-    kept_generators,
-    say_slower,
-    seeded,
-    set_state,
-    state_of,
-    to_training,
-    trainable,
-)
+from tdalib.networks import State, Theta
 from tdalib.options import Count, Fraction, NonNegative, Positive, check_fields
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
@@ -172,11 +161,11 @@ def train(training: Training, weights: Tensor | None = None, keep: int = 1) -> I
     list of State
         After each of the last `keep` epochs.
     """
-    start, ends = state_of(training.network), training.ends[-keep:]
+    start, ends = networks.state_of(training.network), training.ends[-keep:]
     for weight in training.weights(weights):
-        set_state(training.network, start)
-        with kept_generators():
-            kept = [state_of(training.network) for done, _ in follow(training, weight) if done in ends]
+        networks.set_state(training.network, start)
+        with networks.kept_generators():
+            kept = [networks.state_of(training.network) for done, _ in follow(training, weight) if done in ends]
         training.network.eval()
         yield kept
 
@@ -186,10 +175,10 @@ def follow(training: Training, weight: Tensor) -> Iterator[tuple[int, Optimizer]
     network, points = training.network, training.task.train
 
     def loss(batch: Tensor) -> Tensor:
-        outputs = forward(network, chosen(points.inputs, batch))
+        outputs = networks.forward(network, chosen(points.inputs, batch))
         return training.batch_loss(outputs, points.targets[batch], weight[batch])
 
-    return _steps(training, trainable(network).values(), loss)
+    return _steps(training, networks.trainable(network).values(), loss)
 
 
 def train_stack(training: Training, weights: Tensor | None = None, keep: int = 1) -> Iterator[list[State]]:
@@ -206,11 +195,12 @@ def train_stack(training: Training, weights: Tensor | None = None, keep: int = 1
     """
     network, points, ends = training.network, training.task.train, training.ends[-keep:]
     weights = training.weights(weights)
+    theta = networks.trainable(network)
     # name → (removal, ...)
-    stacked = {key: torch.stack([p.detach()] * len(weights)).requires_grad_() for key, p in trainable(network).items()}
+    stacked = {name: torch.stack([p.detach()] * len(weights)).requires_grad_() for name, p in theta.items()}
 
     def of_one(theta: Theta, weight: Tensor, inputs: Inputs, targets: Tensor) -> Tensor:
-        return training.batch_loss(forward_at(network, theta, inputs), targets, weight)
+        return training.batch_loss(networks.forward_at(network, theta, inputs), targets, weight)
 
     of_each = vmap(of_one, in_dims=(0, 0, None, None), randomness="same")
 
@@ -218,22 +208,23 @@ def train_stack(training: Training, weights: Tensor | None = None, keep: int = 1
         batch = batch.to(points.device)
         return of_each(stacked, weights[:, batch], chosen(points.inputs, batch), points.targets[batch]).sum()
 
-    start, fault = state_of(network), None
+    start, fault = networks.state_of(network), None
     try:
-        with seeded(training.seed, points.device):
+        with networks.seeded(training.seed, points.device):
             loss(training.steps[0]).backward()
     except Exception as error:  # a network that vmap cannot serve fails in its own way
         fault = error
-    set_state(network, start)
+    networks.set_state(network, start)
     if fault:
-        say_slower("a stack is trained one network after another", fault)
+        networks.say_slower("a stack is trained one network after another", fault)
         yield from train(training, weights, keep)
         return
     kept = []
-    with kept_generators():
+    with networks.kept_generators():
         for done, _ in _steps(training, stacked.values(), loss):
             if done in ends:
-                kept.append(State({name: p.detach().clone() for name, p in stacked.items()}, state_of(network).rest))
+                now = {name: p.detach().clone() for name, p in stacked.items()}
+                kept.append(State(now, networks.state_of(network).rest))
     network.eval()
     for removal in range(len(weights)):
         yield [State({name: p[removal] for name, p in state.theta.items()}, state.rest) for state in kept]
@@ -245,12 +236,12 @@ def _steps(training: Training, theta: Iterable[Tensor], loss: Callable[[Tensor],
     Random numbers of a step (dropout) follow from the seed; torch's state from before comes back.
     """
     optimizer, batches = training.recipe.start(theta), training.steps
-    to_training(training.network)
+    networks.to_training(training.network)
     for step, batch in enumerate(batches):
         yield step, optimizer
         for group in optimizer.param_groups:
             group["lr"] = training.recipe.rate(step, len(batches))
-        with seeded(training.seed + step, training.task.train.device):
+        with networks.seeded(training.seed + step, training.task.train.device):
             optimizer.zero_grad()
             loss(batch).backward()
             optimizer.step()

@@ -24,7 +24,7 @@ import psutil
 import torch
 from joblib.externals.loky.backend import resource_tracker
 
-from tdalib.networks import SlowerPath, kept_generators
+from tdalib.networks import SlowerPath, float32_by_default, kept_generators
 from tdalib.options import one_line
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -98,9 +98,8 @@ def check_scheduler(scheduler: str | None) -> None:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except (OSError, ValueError) as error:
-            raise ValueError(
-                f"scheduler: nothing answers at {scheduler} ({error}); start it, or choose local"
-            ) from None
+            said = f"scheduler: nothing answers at {scheduler} ({error}); start it, or choose local"
+            raise ValueError(said) from None
 
 
 @contextmanager
@@ -154,8 +153,7 @@ def _sweep() -> None:
     for folder in Path(gettempdir()).glob(f"tdalib-*-*@{platform.node()}"):
         process = folder.name.split("-")[1]
         if not psutil.pid_exists(int(process)):
-            folders = [folder, *SHARED_MEMORY.glob(f"joblib_memmapping_folder_{process}_*")]
-            for left in folders:
+            for left in (folder, *SHARED_MEMORY.glob(f"joblib_memmapping_folder_{process}_*")):
                 shutil.rmtree(left, ignore_errors=True)
             for left in SHARED_MEMORY.glob(f"sem.loky-{process}-*"):
                 left.unlink(missing_ok=True)
@@ -217,23 +215,16 @@ def exact_repeat() -> Iterator[None]:
         mallopt, trim_threshold, mmap_threshold = ctypes.CDLL(None).mallopt, -1, -3  # numbers of malloc.h
         mallopt(mmap_threshold, 32 << 20)
         mallopt(trim_threshold, 1 << 30)
-    threads, floats = torch.get_num_threads(), torch.get_default_dtype()
-    precision = torch.get_float32_matmul_precision()
-    torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float32)
-    torch.set_float32_matmul_precision("highest")
-    try:
+    with ExitStack() as afterwards, float32_by_default(), torch.enable_grad(), kept_generators():
+        afterwards.callback(torch.set_num_threads, torch.get_num_threads())
+        afterwards.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        torch.set_num_threads(1)
+        torch.set_float32_matmul_precision("highest")
         with (
             torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
             torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext(),
-            torch.enable_grad(),
-            kept_generators(),
             warnings.catch_warnings(),
         ):
             for said in ("There is a performance drop", ".torch.jit.script. is deprecated"):  # by torch, of itself
                 warnings.filterwarnings("ignore", message=said)
             yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_default_dtype(floats)
-        torch.set_float32_matmul_precision(precision)

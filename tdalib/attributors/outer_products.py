@@ -18,18 +18,11 @@ from tdalib.samplers import Draw
 def outer_product_layers(draw: Draw, points: Points) -> dict[str, nn.Linear]:
     """Linear layers that are called once, on one vector per example, and whose trained weights serve nothing else."""
     ends = [0, len(points) - 1]
-    pair = points[ends]
-    layers = {
-        name: module
-        for name, module in draw.model.named_modules()
-        if type(module) is nn.Linear and f"{name}.weight" in draw.theta and not _is_hooked(module)
-    }
-    by_count = {count: calls(draw.model, layers, points[ends[:count]].inputs) for count in (1, 2)}
-    for name in list(layers):
-        one_vector_each = all(_vectors(called[name]) == [(count,)] for count, called in by_count.items())
-        if not one_vector_each or _used_elsewhere(draw, name, layers[name], pair):
-            del layers[name]
-    return layers
+    linear = {name: m for name, m in draw.model.named_modules() if type(m) is nn.Linear and not _is_hooked(m)}
+    layers = {name: layer for name, layer in linear.items() if f"{name}.weight" in draw.theta}
+    of_one, of_two = (calls(draw.model, layers, points[ends[:count]].inputs) for count in (1, 2))
+    once = [name for name in layers if _vectors(of_one[name]) == [(1,)] and _vectors(of_two[name]) == [(2,)]]
+    return {name: layers[name] for name in once if not _used_elsewhere(draw, name, layers[name], points[ends])}
 
 
 def _is_hooked(layer: nn.Module) -> bool:

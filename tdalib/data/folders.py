@@ -11,7 +11,7 @@ from pydantic import Field
 from tdalib.data.places import resolve
 from tdalib.data.subsets import choose, random_orders
 from tdalib.data.task import SPLITS, Task, from_arrays
-from tdalib.options import Count, Natural, checked
+from tdalib.options import Count, Natural, checked, said_as
 
 Side = Annotated[Count, Field(le=1024)]  # of an image, pixels
 
@@ -64,8 +64,7 @@ def from_folder(
         raise ValueError(f"there is no folder {folder}; it needs a folder of images for each class")
     if (folder / "train").is_dir():
         of_train, of_test = (_images(folder / split, size, resize) for split in SPLITS)
-        if of_train.classes != of_test.classes:
-            differ = ", ".join(sorted(set(of_train.classes) ^ set(of_test.classes)))
+        if differ := ", ".join(sorted(set(of_train.classes) ^ set(of_test.classes))):
             raise ValueError(f"{folder}: train and test must have the same class folders; they differ in {differ}")
         train = choose(of_train.targets, of_train.classes, train_per_class, seed, "train", path)
         test = choose(of_test.targets, of_test.classes, test_per_class, seed, "test", path)
@@ -82,16 +81,10 @@ def from_folder(
         files[split] = [Path(images.samples[k][0]).relative_to(folder).as_posix() for k in keep]
         picked |= {f"x_{split}": x, f"y_{split}": y[keep], f"{split}_index": keep}
     known = {x.tobytes(): file for x, file in zip(picked["x_train"], files["train"], strict=True)}
-    twice = [
-        (file, known[x.tobytes()])
-        for x, file in zip(picked["x_test"], files["test"], strict=True)
-        if x.tobytes() in known
-    ]
-    if twice:
-        also = f"{twice[0][0]} is {twice[0][1]}"
-        warnings.warn(
-            f"{folder}: {len(twice)} test images are among the train images too, such as {also}", stacklevel=4
-        )
+    same = [known.get(x.tobytes()) for x in picked["x_test"]]
+    if twice := [f"{file} is {other}" for file, other in zip(files["test"], same, strict=True) if other]:
+        said = f"{folder}: {len(twice)} test images are among the train images too, such as {twice[0]}"
+        warnings.warn(said, stacklevel=4)
     return from_arrays(**picked, labels={"file": (files["train"], files["test"])})
 
 
@@ -100,26 +93,26 @@ def _images(folder: Path, size: int, resize: int) -> Any:
     from torchvision.datasets import ImageFolder
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    class Visible(ImageFolder):
-        def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-            inside = sorted(entry.name for entry in Path(directory).iterdir() if entry.is_dir())
-            names = [name for name in inside if not _is_hidden(Path(name))]
-            if not names:
-                raise ValueError(f"{folder} has no class folders; it needs a folder of images for each class")
-            if split := [name for name in names if name.lower() in SPLITS]:
-                raise ValueError(f"{folder}: {split[0]!r} is no class; name the folders of the splits train and test")
-            return names, {name: k for k, name in enumerate(names)}
-
     if not folder.is_dir():
         raise ValueError(f"{folder} is not there; beside train there must be a folder test, of the same classes")
-    seen = [
-        file for file in sorted(folder.glob("*/**/*")) if file.is_file() and not _is_hidden(file.relative_to(folder))
-    ]
+    inside = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    names = [name for name in inside if not _is_hidden(Path(name))]
+    if not names:
+        raise ValueError(f"{folder} has no class folders; it needs a folder of images for each class")
+    if split := [name for name in names if name.lower() in SPLITS]:
+        raise ValueError(f"{folder}: {split[0]!r} is no class; name the folders of the splits train and test")
+    files = [file for file in sorted(folder.glob("*/**/*")) if file.is_file()]
+    seen = [file for file in files if not _is_hidden(file.relative_to(folder))]
     images = {str(file) for file in seen if file.suffix.lower() in IMG_EXTENSIONS}
     if len(images) < len(seen):
         endings = ", ".join(sorted({file.suffix or file.name for file in seen if str(file) not in images}))
         said = f"{folder}: {len(seen) - len(images)} files are no images by their endings ({endings}) and are left out"
         warnings.warn(said, stacklevel=5)
+
+    class Visible(ImageFolder):
+        def find_classes(self, _: str | Path) -> tuple[list[str], dict[str, int]]:
+            return names, {name: k for k, name in enumerate(names)}
+
     load = partial(_image, size=size, resize=resize)
     return Visible(folder, loader=load, allow_empty=True, is_valid_file=images.__contains__)
 
@@ -134,11 +127,8 @@ def _image(file: str, size: int, resize: int) -> np.ndarray:
     from PIL import Image, ImageOps
     from torchvision.transforms.v2 import functional
 
-    try:
-        with Image.open(file) as image:
-            if image.mode[0] in "IF":
-                raise ValueError(f"its pixels are of mode {image.mode}; convert it to 8 bits a channel")
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            return np.asarray(functional.center_crop(functional.resize(upright, [resize]), [size]))
-    except Exception as error:  # PIL raises what the damage makes it raise
-        raise ValueError(f"{file} cannot be read as an image: {error}") from None
+    with said_as(f"{file} cannot be read as an image"), Image.open(file) as image:
+        if image.mode[0] in "IF":
+            raise ValueError(f"its pixels are of mode {image.mode}; convert it to 8 bits a channel")
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+        return np.asarray(functional.center_crop(functional.resize(upright, [resize]), [size]))

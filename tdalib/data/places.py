@@ -1,7 +1,11 @@
 """Where things lie: what comes with tdalib, what users name, and what the Hugging Face hub has."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tdalib.options import one_line
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else None  # of the repository, in a checkout
@@ -22,6 +26,31 @@ def resolve(path: Path | str) -> Path:
     if not isinstance(path, str | Path) or str(path) == "" or "\0" in str(path) or "://" in str(path):
         raise ValueError(f"{path!r} is no path; give a string or a pathlib.Path")
     return (ROOT or Path.cwd()) / Path(path).expanduser()
+
+
+@contextmanager
+def had(who: str, what: str) -> Iterator[None]:
+    """Where something that the hub may have is loaded: transformers is quiet, and what goes wrong is one sentence.
+
+    Raises
+    ------
+    ValueError
+        It cannot be had.
+    """
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # else it says that the classifier is new
+    logging.disable_progress_bar()
+    try:
+        yield
+    except Exception as error:  # the hub, transformers and safetensors raise what they come across
+        reason = one_line(error).split(". ")[0].removesuffix(".")  # what follows is advice on their use
+        raise ValueError(f"{who} is no folder or name on the hub of {what}: {reason}") from None
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def fetched(name: str) -> Path:

@@ -13,7 +13,7 @@ from tdalib.data.places import PACKAGE, resolve
 from tdalib.data.points import Points
 from tdalib.data.subsets import choose
 from tdalib.data.task import Task, from_arrays, under
-from tdalib.options import Count, Natural, checked, one_line
+from tdalib.options import Count, Natural, checked, said_as
 from tdalib.registry import Registry
 
 TORCHVISION = ("MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100")
@@ -125,11 +125,8 @@ def from_torchvision(
         raise ValueError(f"{name!r} is not known; choose from {', '.join(TORCHVISION)}")
     picked: dict[str, Any] = {"name": name}
     for split, per_class in (("train", train_per_class), ("test", test_per_class)):
-        try:
+        with said_as(f"dataset {name} is not in {resolve(root)} and cannot be fetched"):
             whole = getattr(datasets, name)(resolve(root), train=split == "train", download=True)
-        except Exception as error:  # whatever the network, the disk or a damaged file makes it raise
-            reason = one_line(error)
-            raise ValueError(f"dataset {name} is not in {resolve(root)} and cannot be fetched: {reason}") from None
         x, y = np.asarray(whole.data), np.asarray(whole.targets)
         keep = choose(y, whole.classes, per_class, seed, split, name)
         picked |= {f"x_{split}": x[keep], f"y_{split}": y[keep], f"{split}_index": keep, "classes": whole.classes}
@@ -149,8 +146,7 @@ def _read(name: str) -> tuple[Task, dict[str, np.ndarray]]:
             arrays: Any = dict(file)
     except Exception:  # numpy raises what the damage makes it raise
         raise ValueError(f"dataset {name!r}: no .npz file of plain arrays, as np.savez writes, is at {path}") from None
-    missing = {"x_train", "y_train", "x_test", "y_test"} - set(arrays)
-    if missing:
+    if missing := {"x_train", "y_train", "x_test", "y_test"} - set(arrays):
         raise ValueError(f"{name} has no {', '.join(sorted(missing))}; it needs x_train, y_train, x_test and y_test")
     return from_arrays(**{key: arrays.get(key) for key in KEYS}, name=Path(name).stem), arrays
 

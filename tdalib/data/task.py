@@ -13,7 +13,7 @@ from torch import Tensor
 from tdalib import objectives
 from tdalib.data.points import Points, of_each, tensors
 from tdalib.objectives import Objective
-from tdalib.options import one_line
+from tdalib.options import said_as
 
 SPLITS = ("train", "test")
 
@@ -215,10 +215,8 @@ def _points(x: Arrays, targets: np.ndarray, index: np.typing.ArrayLike | None, s
 
 
 def _array(values: Any, key: str) -> np.ndarray:
-    try:
+    with said_as(f"{key} is no array"):
         return np.asanyarray(values.detach().cpu() if isinstance(values, Tensor) else values)
-    except Exception as error:  # numpy raises what the content makes it raise
-        raise ValueError(f"{key} is no array: {one_line(error)}") from None
 
 
 def _label(values: np.typing.ArrayLike, count: int, key: str) -> np.ndarray:

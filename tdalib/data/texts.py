@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 
 from tdalib import objectives
-from tdalib.data.places import PACKAGE, fetched
+from tdalib.data.places import PACKAGE, fetched, had
 from tdalib.data.sources import register
 from tdalib.data.task import SPLITS, Task, from_arrays
-from tdalib.options import Count, Natural, check, one_line
+from tdalib.options import Count, Natural, check
 
 SOTU = PACKAGE / "datasets" / "sotu3.csv"
 TOKENIZER = PACKAGE / "backbones" / "bert_sotu"
@@ -77,10 +77,9 @@ def from_texts(
         y, y_test = np.zeros(len(given["train"])), np.zeros(len(given["test"]))
     else:
         y, y_test, classes = _classes(labels, test_labels, classes)
-    encode = _encoder(tokenizer, length)
     facts = {"text": (given["train"], given["test"])} | (facts or {})
     index = {"train_index": train_index, "test_index": test_index}
-    train, test = encode(given["train"]), encode(given["test"])
+    train, test = _encoded(given.values(), tokenizer, length)
     return from_arrays(train, y, test, y_test, classes=classes, labels=facts, objective=objective, name=name, **index)
 
 
@@ -142,20 +141,13 @@ def _classes(labels: Sequence, test_labels: Sequence | None, classes: Sequence[s
     return np.array([classes.index(x) for x in labels]), np.array([classes.index(x) for x in test_labels]), classes
 
 
-def _encoder(tokenizer: str | None, length: int) -> Callable[[list[str]], dict[str, np.ndarray]]:
-    """The function from passages to token ids and mask, (n, length) arrays."""
+def _encoded(splits: Iterable[list[str]], tokenizer: str | None, length: int) -> list[dict[str, np.ndarray]]:
+    """The token ids and the mask of the passages of each split, (n, length) arrays."""
     from transformers import AutoTokenizer
 
-    try:
+    with had(f"tokenizer {tokenizer!r}", "one"):
         folder = TOKENIZER if tokenizer is None else fetched(tokenizer)
         known = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # the hub and transformers raise what they come across
-        reason = one_line(error).split(". ")[0].removesuffix(".")
-        raise ValueError(f"tokenizer {tokenizer!r} is no folder or name on the hub of one: {reason}") from None
     known.pad_token = known.pad_token or known.eos_token  # what is padded is masked, so any will do
-
-    def encode(passages: list[str]) -> dict[str, np.ndarray]:
-        given = known(passages, padding="max_length", truncation=True, max_length=length)
-        return {key: np.asarray(given[key]) for key in ("input_ids", "attention_mask")}
-
-    return encode
+    encoded = [known(passages, padding="max_length", truncation=True, max_length=length) for passages in splits]
+    return [{key: np.asarray(each[key]) for key in ("input_ids", "attention_mask")} for each in encoded]

@@ -1,7 +1,6 @@
 """The models by name: what every function (task, seed) → nn.Module gets, whoever wrote it."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial, wraps
 from math import gcd
@@ -12,8 +11,8 @@ from torch.nn.parameter import UninitializedParameter
 
 from tdalib.behaviour import named
 from tdalib.data import Task
-from tdalib.networks import kept_generators, seeded, trainable
-from tdalib.options import Count, one_line
+from tdalib.networks import float32_by_default, kept_generators, seeded, trainable
+from tdalib.options import Count, said_as
 from tdalib.registry import Registry
 
 MODELS = Registry("model")
@@ -33,8 +32,9 @@ def register(name: str) -> Callable[[Callable], Callable]:
 
 def _seeded(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     @wraps(function)
-    def seeded(task: Task, seed: int, **options: object) -> nn.Module:
-        with _generators_at(seed), named("the model's function"):
+    def build(task: Task, seed: int, **options: object) -> nn.Module:
+        at_seed = seeded(seed, torch.device("cpu"))
+        with kept_generators(), float32_by_default(), at_seed, named("the model's function"):
             given = function(task, seed, **options)
         if not isinstance(given, nn.Module):
             raise ValueError(f"the model's function gave a {type(given).__name__}; it must give an nn.Module")
@@ -50,37 +50,16 @@ def _seeded(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
             raise ValueError(f"the model has a hook on the gradient of {hooked[0]!r}, which no copy keeps; do without")
         if not trainable(given):
             raise ValueError("the model has no parameter that requires a gradient; there is nothing to train")
-        network = _copied(given)
+        with said_as("the model cannot be copied, as every retraining needs"):
+            network = deepcopy(given)  # which nobody else trains
         norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         if any(norm.training or norm.running_mean is None for norm in norms):  # training leaves one in eval mode so
-            raise ValueError(
-                "batch norm couples the points of a batch; return tdalib.models.with_group_norm(network), "
-                "or network.eval() to keep the statistics that it has"
-            )
+            remedy = "tdalib.models.with_group_norm(network), or network.eval() to keep the statistics that it has"
+            raise ValueError(f"batch norm couples the points of a batch; return {remedy}")
         network = network.to(task.train.device, task.train.dtype)
         return _laid_out(network, task.x_train) if getattr(task.x_train, "ndim", 0) == 4 else network
 
-    return seeded
-
-
-@contextmanager
-def _generators_at(seed: int) -> Iterator[None]:
-    """Every generator at a seed, and floats of 32 bits by default; then all as it was."""
-    floats = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with kept_generators(), seeded(seed, torch.device("cpu")):
-            yield
-    finally:
-        torch.set_default_dtype(floats)
-
-
-def _copied(network: nn.Module) -> nn.Module:
-    """A copy, which nobody else trains."""
-    try:
-        return deepcopy(network)
-    except Exception as error:  # whatever a part of it makes of being copied
-        raise ValueError(f"the model cannot be copied, as every retraining needs: {one_line(error)}") from None
+    return build
 
 
 def _laid_out(network: nn.Module, images: torch.Tensor) -> nn.Module:

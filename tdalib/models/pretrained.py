@@ -1,16 +1,14 @@
 """Pre-trained transformers of which low-rank adapters and a new classifier are trained (LoRA); the rest is frozen."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from tdalib.data import fetched
-from tdalib.options import one_line
+from tdalib.data import fetched, had
+from tdalib.options import said_as
 
 QUERY_AND_VALUE = {"query", "value", "q_proj", "v_proj", "q_lin", "v_lin"}  # as networks of transformers call them
 
@@ -37,7 +35,7 @@ def adapted(auto: str, what: str, backbone: str | None, shipped: Path, outputs: 
     """
     from peft import LoraConfig, get_peft_model
 
-    with had(backbone, what), torch.random.fork_rng(devices=[]):
+    with had(f"backbone {backbone!r}", what), torch.random.fork_rng(devices=[]):
         folder = shipped if backbone is None else fetched(backbone)
         network, missing = _loaded(auto, folder, outputs)
     heads = [name for name, part in network.named_children() if part is not network.base_model and _linear(part)]
@@ -49,44 +47,11 @@ def adapted(auto: str, what: str, backbone: str | None, shipped: Path, outputs: 
         nn.init.trunc_normal_(layer.weight, std=network.config.initializer_range)
         nn.init.zeros_(layer.bias)
     names = QUERY_AND_VALUE & {name.rpartition(".")[2] for name, _ in network.named_modules()}
-    config = LoraConfig(
-        r=16,
-        lora_alpha=16,
-        lora_dropout=0.1,
-        bias="none",
-        target_modules=sorted(names) or None,  # None: peft knows, or refuses
-        modules_to_save=heads,
-    )
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft asks by a name that is given up
-        try:
-            return get_peft_model(network, config), folder
-        except ValueError as error:
-            raise ValueError(f"backbone {backbone!r} takes no adapters: {error}") from None
-
-
-@contextmanager
-def had(backbone: str | None, what: str) -> Iterator[None]:
-    """Where something of a backbone is loaded: transformers is quiet, and what goes wrong is one sentence.
-
-    Raises
-    ------
-    ValueError
-        It cannot be had.
-    """
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # else it says that the classifier is new
-    logging.disable_progress_bar()
-    try:
-        yield
-    except Exception as error:  # the hub, transformers and safetensors raise what they come across
-        reason = one_line(error).split(". ")[0].removesuffix(".")  # what follows is advice on their use
-        raise ValueError(f"backbone {backbone!r} is no folder or name on the hub of {what}: {reason}") from None
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+    targets = sorted(names) or None  # None: peft knows, or refuses
+    config = LoraConfig(r=16, lora_alpha=16, lora_dropout=0.1, target_modules=targets, modules_to_save=heads)
+    outdated = warnings.catch_warnings(action="ignore", category=FutureWarning)  # peft asks by a name that is given up
+    with outdated, said_as(f"backbone {backbone!r} takes no adapters"):
+        return get_peft_model(network, config), folder
 
 
 def _linear(part: nn.Module) -> list[nn.Linear]:

@@ -99,14 +99,8 @@ def gpt2(
     length = _check_tokens("gpt2", task, vocabulary)
     if width % heads:
         raise ValueError(f"gpt2.heads: {heads} is not possible; it must divide width, {width}")
-    sizes: dict[str, Any] = {
-        "vocab_size": vocabulary,
-        "n_positions": length,
-        "n_embd": width,
-        "n_layer": depth,
-        "n_head": heads,
-    }
-    no_dropout: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    sizes: dict[str, Any] = dict(n_positions=length, n_embd=width, n_layer=depth, n_head=heads, vocab_size=vocabulary)
+    no_dropout: dict[str, Any] = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     return GPT2LMHeadModel(GPT2Config(**sizes, **no_dropout, use_cache=False, bos_token_id=None, eos_token_id=None))
 
 

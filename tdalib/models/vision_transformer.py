@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tdalib.data import Task
+from tdalib.data import Task, had
 from tdalib.models.network_functions import register
-from tdalib.models.pretrained import adapted, had
+from tdalib.models.pretrained import adapted
 
 SHIPPED = Path(__file__).parents[1] / "backbones" / "vit_cifar"
 
@@ -46,7 +46,7 @@ def vit_lora(task: Task, seed: int, *, backbone: str | None = None) -> nn.Module
     vit, folder = adapted("AutoModelForImageClassification", "a ViT", backbone, SHIPPED, task.outputs)
     if vit.config.model_type != "vit":
         raise ValueError(f"backbone {backbone!r} is no ViT: it is of type {vit.config.model_type}")
-    with had(backbone, "a ViT"):
+    with had(f"backbone {backbone!r}", "a ViT"):
         processor = ViTImageProcessor.from_pretrained(folder)
     if not (processor.size["height"] and processor.size["width"]):
         raise ValueError(f"backbone {backbone!r}: its processor must resize to a height and a width")

@@ -83,8 +83,7 @@ def sghmc(
     Source: Chen, Fox and Guestrin 2014, arXiv:1402.4102, equation 15, without an estimate of the gradients' noise.
     """
     known(posterior.recipe).l2("sampler 'sghmc'")
-    options = {"step_size": step_size, "friction": friction, "temperature": temperature}
-    options |= {"burn_in": burn_in, "thin": thin}
+    options = dict(step_size=step_size, friction=friction, temperature=temperature, burn_in=burn_in, thin=thin)
     return replace(posterior, sample=run_sghmc, options=options, kind="chain")
 
 

@@ -35,10 +35,8 @@ def mc_dropout(posterior: Posterior) -> Posterior:
     """
     masked = Masked(posterior.build)(posterior.task, posterior.members[0].init_seed)
     if not any(isinstance(layer, MaskedDropout) and 0 < layer.p < 1 for layer in masked.modules()):
-        name = posterior.description()["model"]
-        raise ValueError(
-            f"'mc_dropout' needs a model with dropout; {name} uses no nn.Dropout of p between 0 and 1 (mlp can)"
-        )
+        lack = f"{posterior.description()['model']} uses no nn.Dropout of p between 0 and 1 (mlp can)"
+        raise ValueError(f"'mc_dropout' needs a model with dropout; {lack}")
     return replace(posterior, build=Masked(posterior.build), sample=run_masked, kind="independent")
 
 
@@ -68,9 +66,8 @@ class Masked:
             if counts != [(count,) * len(called) for count in (1, 2)]:
                 raise ValueError(f"mc_dropout: layer {name!r} drops from something whose first dim is not the points")
             if len(shapes) > 1:
-                raise ValueError(
-                    f"mc_dropout: layer {name!r} is used on several shapes; give each use its own nn.Dropout"
-                )
+                remedy = "give each use its own nn.Dropout"
+                raise ValueError(f"mc_dropout: layer {name!r} is used on several shapes; {remedy}")
             if called:
                 (values, *_), _ = called[0]
                 masked = MaskedDropout(layers[name].p, values[0])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tdalib import models
 from tdalib.data import Task, resolve
 from tdalib.networks import State, fingerprint, state_of
-from tdalib.options import one_line
+from tdalib.options import said_as
 from tdalib.samplers.draw import Draws
 from tdalib.samplers.posterior import Member, Posterior
 from tdalib.training import Recipe
@@ -86,13 +86,10 @@ def _read(checkpoint: Mapping[str, Tensor] | Path | str) -> Mapping[str, Tensor]
     path = resolve(checkpoint)
     if not path.is_file():
         raise ValueError(f"checkpoint {checkpoint}: no file {path}")
-    try:
+    with said_as(f"checkpoint {checkpoint} is no safetensors file nor torch weights", 200):
         if path.suffix == ".safetensors":
             return load_file(path)
         return dict(torch.load(path, map_location="cpu", weights_only=True).items())
-    except Exception as error:  # safetensors and torch raise what the content makes them raise
-        reason = one_line(error)[:200]
-        raise ValueError(f"checkpoint {checkpoint} is no safetensors file nor torch weights: {reason}") from None
 
 
 def _fitting(loaded: Mapping[str, Tensor], network: nn.Module, number: int) -> State:
@@ -103,10 +100,8 @@ def _fitting(loaded: Mapping[str, Tensor], network: nn.Module, number: int) -> S
         raise ValueError(f"checkpoint {number} is no state dict, but holds dicts; give one of {', '.join(inside)}")
     if any(isinstance(value, Tensor) and value.is_complex() for value in loaded.values()):
         raise ValueError(f"checkpoint {number} holds complex numbers; the model's parameters are real")
-    try:
+    with said_as(f"checkpoint {number} does not fit the model"):
         network.load_state_dict(loaded)
-    except RuntimeError as error:
-        raise ValueError(f"checkpoint {number} does not fit the model: {one_line(error)}") from None
     theta, buffers = state_of(network)
     frozen = {name: p.detach().clone() for name, p in network.named_parameters() if name not in theta}
     return State(theta, buffers | frozen)
