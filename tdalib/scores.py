@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 import xarray as xr
 from safetensors.torch import load_file
 from torch import Tensor
 
 from tdalib.data import resolve
-from tdalib.options import one_line
+from tdalib.options import said_as
 
 
 def from_scores(
@@ -40,7 +41,9 @@ def from_scores(
     labels : dict, optional
         What is known of the points, under names that begin with `train_` or `test_`: `{"train_class": […]}`.
     method : str
-        The name of the method. To compare several: `xr.concat([one, other], "method")`.
+        The name of the method. To compare several of the same seeds: `xr.concat([one, other], "method")`. To put scores
+        on the draws of a `result` of tdalib beside it, give them its provenance first:
+        `scores.assign_coords({name: c for name, c in result.coords.items() if c.dims == ("sample",)})`.
 
     What libraries give (September 2026):
 
@@ -71,7 +74,7 @@ def from_scores(
     if not isinstance(scores, Mapping) or len(scores) < 2:
         raise ValueError("scores must be a dict seed → matrix with at least 2 seeds: one training shows no spread")
     if not all(isinstance(seed, int | np.integer) and not isinstance(seed, bool) for seed in scores):
-        raise ValueError(f"scores: the keys {one_line(list(scores))[:60]} are not all integers, the seeds")
+        raise ValueError(f"scores: the keys {str(list(scores))[:60]} are not all integers, the seeds")
     if layout not in ("train,test", "test,train"):
         raise ValueError(f"layout: {layout!r} is not possible; it must be 'train,test' or 'test,train'")
     if sign not in (1, -1):
@@ -79,9 +82,7 @@ def from_scores(
     matrices = {seed: _matrix(seed, given) for seed, given in scores.items()}
     shapes = {matrix.shape for matrix in matrices.values()}
     if len(shapes) > 1:
-        raise ValueError(
-            f"scores: the matrices differ in shape, {one_line(sorted(shapes))}; they must be of the same points"
-        )
+        raise ValueError(f"scores: the matrices differ in shape, {sorted(shapes)}; they must be of the same points")
     tau = sign * np.stack(list(matrices.values()))  # (seed, …)
     tau = tau if layout == "train,test" else tau.swapaxes(1, 2)
     seeds = np.array(list(scores))
@@ -93,6 +94,8 @@ def from_scores(
     }
     coords: dict[str, Any] = {name: ("sample", values) for name, values in provenance.items()}
     coords |= {"method": [method]} | _labels(labels or {}, {"train": tau.shape[1], "test": tau.shape[2]})
+    if (tau == tau[0]).all():
+        raise ValueError("scores: the matrices are all the same; each must come from a training of its own")
     facts = {"units": json.dumps({method: unit}), "sign": "tau > 0: the train point helps"}
     dims = ("sample", "train", "test", "method")
     return xr.Dataset({"tau": (dims, tau[..., None], facts | {"long_name": "attribution"})}, coords, facts)
@@ -104,24 +107,35 @@ def _matrix(seed: int, given: Any) -> np.ndarray:
         path = resolve(given)
         if not path.is_file():
             raise FileNotFoundError(f"scores: seed {seed}: there is no file {path}")
-        try:
-            given = sum(load_file(path).values())
-        except Exception as error:  # whatever the content makes the reader raise
-            raise ValueError(
-                f"scores: seed {seed}: {path} is no safetensors file of scores: {one_line(error)}"
-            ) from None
-    values = np.asarray(given.detach().cpu().float() if isinstance(given, Tensor) else given)
+        given = _of_file(seed, path)
+    if isinstance(given, Tensor):
+        given = given.detach().cpu()
+        given = given.double() if given.is_floating_point() else given  # numpy has no bfloat16
+    try:
+        values = np.asarray(given)
+    except ValueError:  # rows of different lengths
+        values = np.array(None)
     if values.ndim != 2 or 0 in values.shape or values.dtype.kind not in "fiu":
         what = f"shape {values.shape} and type {values.dtype}"
         raise ValueError(f"scores: seed {seed}: a matrix of real numbers is needed, not {what}")
-    values = values.astype(np.float32)
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
     if not np.isfinite(values).all():
         raise ValueError(f"scores: seed {seed}: {np.sum(~np.isfinite(values))} of {values.size} scores are not finite")
     return values
 
 
+def _of_file(seed: int, path: Path) -> Tensor:
+    """The sum over the tensors of a safetensors file."""
+    with said_as(f"scores: seed {seed}: {path} is no file of scores"):
+        parts = torch.stack(list(load_file(path).values()))  # of one shape
+    return parts.sum(0)
+
+
 def _labels(labels: Mapping[str, Any], sizes: dict[str, int]) -> dict[str, tuple[str, np.ndarray]]:
     found = {}
+    if not isinstance(labels, Mapping):
+        raise ValueError("labels must be a dict of what is known of the points, such as {'train_class': […]}")
     for name, given in labels.items():
         split, values = str(name).partition("_")[0], np.asarray(given)
         if split not in sizes or split == name:

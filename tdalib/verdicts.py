@@ -61,7 +61,9 @@ def verdict(result: xr.Dataset | xr.DataArray) -> Verdict:
     ValueError
         It is no τ, or one member alone.
     """
-    tau = stats.with_methods(result["tau"] if isinstance(result, xr.Dataset) else result)
+    tau: Any = result["tau"] if isinstance(result, xr.Dataset) and "tau" in result else result
+    stats.check_tau(tau)
+    tau = stats.with_methods(tau)
     relative = stats.scaled(tau)
     shares, signs = stats.summary(tau), stats.summary(relative)
     top = stats.top_k_survival(tau, min(TOP, tau.sizes["train"]))
@@ -107,7 +109,9 @@ def _of_signs(share: float, row: dict[str, Any]) -> str:
 def _percent(of: Any) -> str:
     """A share with its interval."""
     value, low, high = (float(of[name]) for name in ("value", "low", "high"))
-    if np.isnan(low):
+    if np.isnan(value):
+        return "–"
+    if np.isnan([low, high]).any():
         return f"{value:.0%}"
     return f"{value:.0%} [{low:.0%}, {high:.0%}]"
 

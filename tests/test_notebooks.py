@@ -67,10 +67,14 @@ def test_notebook_runs(path, experiment, tmp_path):
         "23": {"samplers": ["deep_ensemble", "sgld"]},
         "24": {"store": str(experiment.with_suffix(".zarr"))},
         "25": {"runs": [str(experiment)], "folder": str(tmp_path)},
+        "26": {"train_per_class": 2, "test_per_class": 2, "seeds": 4},
         "90": {"size": "small"},
         "91": {"size": "small", "folder": str(tmp_path / "vit")},
         "92": {"size": "small", "folder": str(tmp_path / "bert")},
     }[path.stem[:2]]
+    if path.stem[:2] == "26":
+        pytest.importorskip("captum")
+        pytest.importorskip("kronfluence")
     if path.stem[:2] == "23":
         for name in ("crossed", "deep_ensemble", "sgld"):
             file = tmp_path / f"{name}.yaml"

@@ -14,6 +14,7 @@ from simulated import simulate
 from torch.utils.data import DataLoader, TensorDataset
 
 from tdalib import Recipe, attribute, data, deep_ensemble, from_scores, plots, stats, verdict
+from tdalib.workers import exact_repeat
 
 MATRIX = np.arange(6, dtype=float).reshape(2, 3)  # (train, test)
 
@@ -61,7 +62,7 @@ def test_scores_are_transposed_and_negated_where_asked(layout, sign):
     ids=["whole numbers", "lists", "DataFrame", "with a gradient", "int tensor", "bfloat16", "a view"],
 )
 def test_tensors_and_arrays_are_taken_alike(given):
-    xr.testing.assert_identical(from_scores({0: given, 1: MATRIX}), from_scores({0: MATRIX, 1: MATRIX}))
+    xr.testing.assert_identical(from_scores({0: given, 1: 2 * MATRIX}), from_scores({0: MATRIX, 1: 2 * MATRIX}))
 
 
 @pytest.mark.parametrize("kind", [str, Path])
@@ -82,7 +83,6 @@ def test_methods_are_put_together_by_concat():
     np.testing.assert_array_equal(both.tau[..., 1], -2 * both.tau[..., 0])
     correlation = stats.agreement(both.tau, resamples=2).correlation.sel(statistic="mean", kind="pearson")
     np.testing.assert_allclose(correlation, [[1, -1], [-1, 1]], atol=1e-6)
-    assert list(verdict(both).sentences) == ["one", "other"]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,8 @@ def trained():
     y_train[0] = 1
     task = data.from_arrays(x_train.astype(np.float32), y_train, x_test.astype(np.float32), y_test)
     posterior = deep_ensemble("mlp", task, Recipe(epochs=40, batch_size=4), members=2, checkpoints=1)
-    draws = [draw for k in range(2) for draw in posterior.draws(k)]
+    with exact_repeat():  # on one thread, as `attribute` does
+        draws = [draw for k in range(2) for draw in posterior.draws(k)]
     return task, draws, attribute(posterior, "gd", workers=1).tau.values[..., 0]
 
 
@@ -204,6 +205,11 @@ def no_safetensors(folder):
 
 
 REFUSED = {
+    "all the same": (
+        {0: MATRIX, 1: MATRIX},
+        {},
+        "the matrices are all the same; each must come from a training of its",
+    ),
     "one seed": ({0: MATRIX}, {}, "scores must be a dict seed → matrix with at least 2 seeds"),
     "no seed": ({}, {}, "scores must be a dict seed → matrix with at least 2 seeds"),
     "no dict": ([MATRIX, MATRIX], {}, "scores must be a dict seed → matrix with at least 2 seeds"),
@@ -249,12 +255,12 @@ REFUSED = {
     ),
     "label": (MATRIX, {"labels": {"class": [0, 1]}}, "labels: 'class' is not possible; a name begins with train_ or"),
     "label, a split": (MATRIX, {"labels": {"train": [0, 1]}}, "labels: 'train' is not possible; a name begins with"),
-    "label, a number": (MATRIX, {"labels": {3: [0, 1]}}, "labels: '3' is not possible; a name begins with train_ or"),
+    "label, a number": (MATRIX, {"labels": {3: [0, 1]}}, "labels: 3 is not possible; a name begins with train_ or"),
     "label, long": (MATRIX, {"labels": {"train_class": [0, 1, 2]}}, "train_class has shape (3,); there are 2 train"),
     "label, short": (MATRIX, {"labels": {"test_class": [0, 1]}}, "test_class has shape (2,); there are 3 test points"),
     "label, a matrix": (MATRIX, {"labels": {"train_class": MATRIX}}, "train_class has shape (2, 3); there are 2 train"),
     "label, one": (MATRIX, {"labels": {"train_class": "cat"}}, "train_class has shape (); there are 2 train points"),
-    "labels, no dict": (MATRIX, {"labels": ["cat", "dog"]}, "labels: "),
+    "labels, no dict": (MATRIX, {"labels": ["cat", "dog"]}, "labels must be a dict of what is known of the points"),
 }
 
 
@@ -294,7 +300,7 @@ STATISTICS = {
     "trustworthy": lambda tau: stats.trustworthy(tau, 0.2),
     "extremes": lambda tau: stats.extremes(stats.per_pair(tau), "m0"),
     "noise_by_size": stats.noise_by_size,
-    "power": stats.power,
+    "power": lambda tau: stats.power(tau.isel(method=[1])),
     "agreement": lambda tau: stats.agreement(tau, resamples=20),
     "noise_ceiling": lambda tau: stats.noise_ceiling(tau, "m0"),
     "distances": lambda tau: stats.distances(tau, "m0"),
@@ -356,7 +362,7 @@ FIGURES = {
         "",
     ),
     "plot_ceiling": (lambda tau, ax: plots.plot_ceiling(stats.noise_ceiling(tau, "m0"), ax=ax), "method"),
-    "plot_power": (lambda tau, ax: plots.plot_power(stats.power(tau), ax=ax), "members"),
+    "plot_power": (lambda tau, ax: plots.plot_power(stats.power(tau.isel(method=[1])), ax=ax), "members"),
     "plot_variance_shares": (
         lambda tau, ax: plots.plot_variance_shares(stats.variance_components(tau), ax=ax),
         "share of Var(τ) of one draw",
@@ -379,14 +385,14 @@ def test_every_figure_shows_finished_scores(finished, figure, label):
 
 
 def test_of_clear_signal_nearly_all_signs_are_trusted():
-    """Of 30 seeds only what is within about 0.4 of 0 stays open, a tenth of N(0, 3); the signs that are listed hold."""
+    """Of 20 seeds what is within 0.5 of 0 stays open, an eighth of N(0, 3); the signs that are listed hold."""
     mean = np.random.default_rng(3).normal(0, 3, (20, 15))
-    found = verdict(from_scores(seeds(30, mean), method="clear"))
+    found = verdict(from_scores(seeds(20, mean), method="clear"))
     row, (signs, top, needed) = found.table.loc["clear"], found.sentences["clear"]
     trusted = int(row["trusted"].partition("%")[0])
-    assert 85 <= trusted <= 95 and float(row["sign error"].rstrip("%")) <= 1
+    assert 82 <= trusted <= 93 and float(row["sign error"].rstrip("%")) <= 1
     assert signs == (
-        f"With 30 trainings the sign of {row['trusted']} of 300 pairs can be trusted (about {row['sign error']} of "
+        f"With 20 trainings the sign of {row['trusted']} of 300 pairs can be trusted (about {row['sign error']} of "
         "these signs are wrong); for the others do not act on single pairs."
     )
     assert top == f"Of a test point's top 5 train points {row['top 5 overlap']} stay with another seed (25% by chance)."
@@ -407,7 +413,7 @@ def test_of_pure_noise_no_pair_is_trusted():
 
 def test_a_verdict_has_three_sentences_for_each_method_and_str_holds_them():
     mean = np.random.default_rng(4).normal(0, 3, (10, 9))
-    clear, noise = (from_scores(seeds(5, m), method=name) for m, name in ((mean, "clear"), (0 * mean, "noise")))
+    clear, noise = (from_scores(seeds(3, m), method=name) for m, name in ((mean, "clear"), (0 * mean, "noise")))
     both = xr.concat([clear, noise], "method")
     found = verdict(both)
     assert list(found.sentences) == list(found.table.index) == ["clear", "noise"]
@@ -434,7 +440,7 @@ def test_a_verdict_of_few_seeds_forecasts_nothing(count):
         assert sentences[0].startswith("With 3 trainings the sign of ")
 
 
-@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("count", [2, 3, 4])
 def test_a_verdict_says_no_nan(count):
     assert "nan" not in str(verdict(from_scores(seeds(count, np.zeros((6, 4))))))
 
@@ -448,9 +454,9 @@ def test_fewer_than_five_train_points_have_shorter_lists():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (from_scores({0: MATRIX, 1: MATRIX}).isel(sample=[0]), "at least 2 members are needed, not 1"),
-        (from_scores({0: MATRIX, 1: MATRIX}).drop_vars("tau"), "τ"),
-        (from_scores({0: MATRIX, 1: MATRIX}).tau.drop_vars("member"), "τ must be a DataArray"),
+        (from_scores({0: MATRIX, 1: 2 * MATRIX}).isel(sample=[0]), "at least 2 members are needed, not 1"),
+        (from_scores({0: MATRIX, 1: 2 * MATRIX}).drop_vars("tau"), "τ"),
+        (from_scores({0: MATRIX, 1: 2 * MATRIX}).tau.drop_vars("member"), "τ must be a DataArray"),
         (MATRIX, "τ must be a DataArray"),
         ({0: MATRIX, 1: MATRIX}, "τ must be a DataArray"),
     ],

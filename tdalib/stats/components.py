@@ -36,9 +36,9 @@ def variance_components(tau: xr.DataArray, *, level: float = 0.9, seed: int = 0)
         they can be negative. NaN where a τ is missing, and so are the means then.
         `variance` (source, method): their means over pairs; `low`, `high`: a bootstrap interval for each mean, cut off
         at 0, so that a negative estimate lies outside.
-        `share` (source, method): of the sum over sources, `share_low` and `share_high`: its interval, from shares within
-        each resample, so that it lies between 0 and 1. `median_share`: the median over pairs of their own shares; the
-        mean belongs to the pairs with the largest variance.
+        `share` (source, method): of the sum over sources, `share_low` and `share_high`: its interval, from shares
+        within each resample, so that it lies between 0 and 1. `median_share`: the median over pairs of their own
+        shares; the mean belongs to the pairs with the largest variance.
         `trend` (method): the part of the checkpoints' share that all members have in common, what an epoch more does.
 
     The interval redraws the mean squares as those of Gaussian effects (for one pair: the generalised interval of

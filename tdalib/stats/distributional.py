@@ -29,12 +29,13 @@ def distributional_influence(result: xr.Dataset, *, coupled: bool = True, level:
         (Δmean² + Δstd²)^½; two samples from one law are apart too, by about std / √n.
         `mu`, `mu_low`, `mu_high`: the change of the mean in standard deviations, the root of the two variances' mean:
         who sees one loss can tell the two laws apart as well as N(0, 1) from N(µ, 1), if they are Gaussian and about
-        as wide. With its interval by the jackknife over members.
+        as wide. With its interval by the jackknife over members. Of few Gaussian members it is too large, by 21 % of
+        5 coupled ones, 8 % of 10 and 3 % of 20, which the interval covers.
 
     Raises
     ------
     ValueError
-        There is no `loss_without`, fewer than 2 members, or an impossible level.
+        There is no `loss_without`, fewer than 2 members, or 4 uncoupled, or an impossible level.
 
     Sources: the change of moments and the distance, d-TDA, arXiv:2506.12965; µ, f-INE, arXiv:2510.10510.
     """
@@ -43,6 +44,8 @@ def distributional_influence(result: xr.Dataset, *, coupled: bool = True, level:
     without = without.transpose(*dims).astype(np.float64).compute()
     loss = loss.transpose("member", "test").astype(np.float64).compute()
     both = np.stack([np.broadcast_to(loss.values[:, None], without.shape), without.values], 1)  # (member, 2, …)
+    if len(both) < 2:
+        raise ValueError("uncoupled, at least 4 members are needed: 2 in each half")
     mean, variance = both.mean(0), both.var(0, ddof=1)
     ordered = np.sort(both, 0)
     mu, half = _gap(both), half_width(_gap, both, level)

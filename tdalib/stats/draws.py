@@ -33,7 +33,8 @@ def scaled(tau: xr.DataArray, scale: Literal["test"] | None = "test") -> xr.Data
         return tau
     if scale != "test":
         raise ValueError(f"scale: {scale!r} is not possible; it must be 'test' or None")
-    root = np.sqrt(np.square(by_member(tau)).mean("train")).compute()  # (member, test, method)
+    square = by_member(tau) ** 2
+    root = (square.mean("train") ** 0.5).compute()  # (member, test, method)
     root = root.where(root > 0, 1).sel(member=tau.member).drop_vars("member")
     units = json.dumps(dict.fromkeys(json.loads(tau.attrs.get("units", "{}")), "root mean squares"))
     return (tau / root).transpose(*tau.dims).assign_attrs(tau.attrs | {"units": units})

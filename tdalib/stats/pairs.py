@@ -110,10 +110,10 @@ def moderated_snr(tau: xr.DataArray) -> xr.DataArray:
     draws = member_draws(tau, at_least=2)
     mean, variance = draws.mean("member"), draws.var("member", ddof=1)
     over, freedom = ["train", "test"], len(draws) - 1
-    log = np.log(variance.where(variance > 0))
-    size = _beside_others(np.log(np.square(mean.where(mean != 0))))
+    log = xr.apply_ufunc(np.log, variance.where(variance > 0))
+    size = _beside_others(xr.apply_ufunc(np.log, mean.where(mean != 0) ** 2))
     own = _beside_others(log)
-    own = own - size * (own * size).mean(over) / np.square(size).mean(over)
+    own = own - size * (own * size).mean(over) / (size**2).mean(over)
     scatter = own.var(over) - scipy.special.polygamma(1, freedom / 2)  # beyond that of so few members
     prior = xr.apply_ufunc(_prior_freedom, scatter, vectorize=True)  # (method,)
     others = np.exp(log - own - _log_bias(freedom) + _log_bias(prior))

@@ -90,7 +90,9 @@ def power(
         members see too little of them and forecast too much.
         `misfit` (method): the forecast for the pilot's own size, less what the pilot found.
         `low`, `high` (members, method): interval of `predicted`, by the jackknife over the pilot's members, on either
-        side wider by the size of the misfit. Measured by `tests/measure_claims.py`: MEASURED
+        side wider by the size of the misfit. Measured by `tests/measure_claims.py` for five
+        methods, two networks and pilots of 5 and 10: the mean error was at most 0.054, and the intervals held 75 to
+        100 % of what 10 and 20 members held out found, 95 % on average.
         `needed` (train, test, method): members with which a t test at level 0.05 finds this pair with power `target`.
         By the unbiased estimate of SNR²; infinite where that is not above 0, and for more than 1,000.
 

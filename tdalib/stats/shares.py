@@ -116,7 +116,8 @@ def half_width(statistic: Callable[[np.ndarray], np.ndarray], x: np.ndarray, lev
     if members < 3:
         return np.full_like(statistic(x), np.nan)
     without = [statistic(np.delete(x, k, 0)) for k in range(members)]
-    spread = np.sqrt((members - 1) * np.var(without, axis=0))
+    with np.errstate(invalid="ignore"):  # of what is infinite
+        spread = np.sqrt((members - 1) * np.var(without, axis=0))
     return scipy.stats.t.ppf((1 + level) / 2, members - 1) * spread
 
 
