@@ -1,29 +1,34 @@
 """`python -m tdalib.report STORE`: one self-contained HTML page on a store, for people without Jupyter."""
 
 import argparse
+import json
 import sys
+import warnings
+from base64 import b64encode
+from collections.abc import Iterator
 from html import escape
+from io import BytesIO
 from pathlib import Path
 from string import Template
 
-import nbformat
-import papermill
+import matplotlib
+import matplotlib.pyplot as plt
+import pandas as pd
 import xarray as xr
-from nbconvert import HTMLExporter
-from tqdm import tqdm
+from matplotlib.figure import Figure
 
+from tdalib import plots, stats
 from tdalib.attributors import METHODS
-from tdalib.data import NOTEBOOKS, resolve
+from tdalib.data import resolve
 from tdalib.store import open_result
-from tdalib.verdicts import verdict
+from tdalib.verdicts import TOP, verdict
 
-FOLDER = Path(__file__).parent / "page"
-PAGE = Template((FOLDER / "page.html").read_text("utf-8"))
-OPENING = Template((FOLDER / "opening.md").read_text("utf-8"))
+PAGE = Template((Path(__file__).parent / "page" / "page.html").read_text("utf-8"))
+LISTED = 10  # pairs in the table
 
 
 def write(store: Path | str, page: Path | str | None = None) -> Path:
-    """Put the prose, tables and figures of the notebooks that render a store on one page.
+    """Put the verdict on a store, its size, figures and tables on one page.
 
     Parameters
     ----------
@@ -48,63 +53,151 @@ def write(store: Path | str, page: Path | str | None = None) -> Path:
     page = resolve(page) if page else store.with_suffix(".html")
     if page.is_dir():
         raise ValueError(f"{page} is a folder; name the HTML file to write")
-    tau = open_result(store).tau
-    chosen = _notebooks(store, tau)
-    cells = [_opening(store, tau)]
-    cells += [cell for name in tqdm(chosen, unit="notebook") for cell in _executed(name, chosen[name])]
-    heading = ""
-    for k, cell in enumerate(cells):
-        cell.id = f"cell-{k}"  # unique, as they come from several notebooks
-        if cell.cell_type == "markdown" and cell.source.startswith("#"):
-            heading = cell.source.splitlines()[0].strip("# ")
-        cell.metadata["alt"] = f"Figure: {heading}"  # for screen readers
-    plain = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
-    body, _ = plain.from_notebook_node(nbformat.v4.new_notebook(cells=cells))
+    result = open_result(store)
+    tau = result.tau.load()
+    if tau.isnull().any():
+        raise ValueError(f"store {store} is not finished; the run that made it goes on where it was")
+    if len(set(tau.member.values)) < 2:
+        raise ValueError(f"store {store} has one member; a report on what varies needs at least 2")
+    with matplotlib.rc_context({"figure.dpi": 110, "text.parse_math": False}), plt.ioff():
+        body = "\n".join(_sections(store, result, tau))
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(PAGE.substitute(title=escape(f"tdalib: {store.stem}"), body=body), encoding="utf-8")
     return page
 
 
-def _notebooks(store: Path, tau: xr.DataArray) -> dict[str, dict]:
-    """The notebooks that say something about this store, with their parameters."""
-    if tau.isnull().any():
-        raise ValueError(f"store {store} is not finished; the run that made it goes on where it was")
-    methods, members = list(map(str, tau.method.values)), len(set(tau.member.values))
-    if members < 2:
-        raise ValueError(f"store {store} has one member; a report on what varies needs at least 2")
-    chosen: dict[str, dict] = {"20_which_pairs_to_trust": {"method": "loo" if "loo" in methods else methods[0]}}
-    if "loo" in methods and len(methods) > 1:
-        chosen["21_do_methods_agree"] = {"k": min(5, tau.sizes["train"])}
-    if members >= 4:
-        chosen["24_how_many_seeds"] = {}
-    return {name: values | {"store": str(store)} for name, values in chosen.items()}
+def _sections(store: Path, result: xr.Dataset, tau: xr.DataArray) -> Iterator[str]:
+    """The page, part by part."""
+    members, main = len(set(tau.member.values)), "loo" if "loo" in tau.method.values else str(tau.method.values[0])
+    judged = verdict(tau)
+    yield f"<h1>Can the attributions of {escape(store.stem)} be trusted?</h1>"
+    yield "".join(f"<p>{escape(line)}</p>" for line in judged.sentences.pop(main))
+    yield _paragraph(
+        f"This is said of {_named(main)}. {members} networks were trained from different seeds. For each of "
+        f"{tau.sizes['train']} removals and {tau.sizes['test']} test points a method says how much what is removed "
+        "helped at the test point (above 0: it helped). In brackets are intervals over trainings."
+    )
+    for method, said in judged.sentences.items():
+        yield _paragraph(f"{_named(method)}: {' '.join(said)}")
+    yield _table(
+        judged.table.T, f"The verdict by method. The top {TOP} are the most helpful train points of a test point."
+    )
+    if members > 2:
+        yield from _size(tau, main)
+    yield from _pairs(tau, main)
+    if main == "loo" and tau.sizes["method"] > 1:
+        yield from _truth(tau)
+    if members > 3:
+        yield from _seeds(tau, main)
+    yield "<h2>What was computed</h2>"
+    params = json.loads(result.attrs["params"])
+    facts = {
+        name: json.dumps(value) if isinstance(value, dict | list) else str(value) for name, value in params.items()
+    }
+    yield _table(pd.DataFrame.from_dict(facts, orient="index", columns=["value"]), "The parameters of the experiment.")
+    methods = {name: _explained(name) for name in map(str, tau.method.values)}
+    yield _table(pd.DataFrame.from_dict(methods, orient="index", columns=["what it is"]), "The methods.")
 
 
-def _opening(store: Path, tau: xr.DataArray) -> nbformat.NotebookNode:
-    said = [f"| {name} | {_explained(name)} |" for name in tau.method.values]
-    judged = verdict(tau.load())
-    first = "loo" if "loo" in judged.sentences else next(iter(judged.sentences))
-    others = [f"- **{name}**: {' '.join(lines)}" for name, lines in judged.sentences.items() if name != first]
-    facts = {"verdict": "\n\n".join(judged.sentences[first]), "others": "\n".join(others), "first": first}
-    facts["table"] = judged.table.T.to_html()
-    sizes = {"members": len(set(tau.member.values)), "train": tau.sizes["train"], "test": tau.sizes["test"]}
-    return nbformat.v4.new_markdown_cell(OPENING.substitute(name=store.stem, methods="\n".join(said), **sizes, **facts))
+def _size(tau: xr.DataArray, main: str) -> Iterator[str]:
+    sizes = stats.noise_by_size(tau)
+    yield "<h2>Are only small attributions noisy?</h2>"
+    one = sizes.sel({"method": main})
+    shares = [
+        f"{noise:.0%} [{low:.0%}, {high:.0%}]" for noise, low, high in zip(one.noise, one.low, one.high, strict=True)
+    ]
+    said = (
+        f"By {_named(main)} {shares[-1]} of all pairs vary more between trainings than they differ from 0; of the "
+        f"largest {float(one.share[0]):.0%}, chosen in another training, {shares[0]}."
+    )
+    yield _paragraph(said)
+    fig, ax = plt.subplots(figsize=(6.4, 3.4))
+    plots.plot_noise_by_size(sizes, ax=ax)
+    yield _figure(fig, f"A line for each method over the share of the largest pairs. {said}")
+
+
+def _pairs(tau: xr.DataArray, main: str) -> Iterator[str]:
+    yield "<h2>Which pairs can be trusted?</h2>"
+    with warnings.catch_warnings(action="ignore"):  # what an empty list has to say is said here
+        pairs = stats.trustworthy(tau.loc[{"method": [main]}], scale="test")
+    if len(pairs):
+        named = [name for name in pairs if name.endswith(("_index", "_class", "_file"))]
+        shown = pairs.head(LISTED)[["train", "test", *named, "mean", "low", "high", "snr"]]
+        shown = shown.rename(columns={"snr": "|mean| / std"}).reset_index(drop=True)
+        text = shown.map(lambda value: f"{value:.3g}" if isinstance(value, float) else str(value))
+        yield _table(
+            text,
+            f"The clearest {len(text)} of {len(pairs):,} pairs whose sign can be trusted by {_named(main)}. Numbers "
+            "are shares of what moves the test point, intervals at 95 %.",
+        )
+    else:
+        yield _paragraph(f"By {_named(main)} no pair is listed, {pairs.attrs['empty'][main]}.")
+    fig, ax = plt.subplots(figsize=(6.4, 3.6))
+    table = stats.per_pair(tau)
+    plots.plot_trust_map(table, main, ax=ax)
+    noise = float(table.noise_dominated.sel({"method": main}).mean())
+    yield _figure(fig, f"A map of all pairs: blue stands out from the seed's noise, red ({noise:.0%}) does not.")
+
+
+def _truth(tau: xr.DataArray) -> Iterator[str]:
+    ceiling = stats.noise_ceiling(tau)
+    yield "<h2>Is what is steady also right?</h2>"
+    values = ceiling.correlation.drop_sel({"method": "loo"}).to_series()
+    said = "Correlation of each estimate's mean with leave-one-out retraining: "
+    said += ", ".join(f"{name} {value:.2f}" for name, value in values.items())
+    yield _paragraph(f"{said}. An estimate that hardly depends on the seed can still be far from it.")
+    fig, ax = plt.subplots(figsize=(6, 3.6))
+    plots.plot_ceiling(ceiling, ax=ax)
+    yield _figure(fig, f"Bars: {said}.")
+
+
+def _seeds(tau: xr.DataArray, main: str) -> Iterator[str]:
+    power = stats.power(tau)
+    yield "<h2>How many trainings would be needed?</h2>"
+    pilot, one = power.attrs["pilot"], power.sel({"method": main})
+    double = one.interp(members=2 * pilot)
+    said = (
+        f"By {_named(main)} {pilot} trainings list {float(one.found.sel(members=pilot)):.0%} of the pairs; {2 * pilot} "
+        f"would list about {float(double.predicted):.0%} [{float(double.low):.0%}, {float(double.high):.0%}] (for "
+        f"{pilot} the forecast is off by {float(one.misfit):+.1%})."
+    )
+    yield _paragraph(said)
+    fig, ax = plt.subplots(figsize=(6.4, 3.8))
+    plots.plot_power(power, ax=ax)
+    ax.set_ylabel("share of pairs whose sign is listed")
+    yield _figure(fig, f"The share of pairs listed over the number of trainings, found and forecast. {said}")
+
+
+def _named(method: str) -> str:
+    return "leave-one-out retraining (loo)" if method == "loo" else method
 
 
 def _explained(method: str) -> str:
     """What a method is: the first line of its docstring."""
     doc = METHODS[method].function.__doc__ if method in METHODS else None
-    first_line = (doc or "a method of one's own").strip().splitlines()[0]
-    return first_line.split("   (")[0].replace("|", "\\|")
+    return (doc or "a method of one's own").strip().splitlines()[0].split("   (")[0]
 
 
-def _executed(name: str, values: dict) -> list:
-    """The cells of a notebook run on this store, without the answer that its opening gives for another one."""
-    path = NOTEBOOKS / f"{name}.ipynb"
-    notebook = papermill.execute_notebook(path, None, values, kernel_name="python3", progress_bar=False)
-    opening = notebook.cells[0]
-    opening.source = "\n\n".join(p for p in opening.source.split("\n\n") if not p.startswith("**Answer"))
-    return notebook.cells
+def _paragraph(text: str) -> str:
+    return f"<p>{escape(text)}</p>"
+
+
+def _figure(fig: Figure, alt: str) -> str:
+    file = BytesIO()
+    fig.savefig(file, bbox_inches="tight")
+    plt.close(fig)
+    return f'<img src="data:image/png;base64,{b64encode(file.getvalue()).decode()}" alt="{escape(alt)}">'
+
+
+def _table(frame: pd.DataFrame, caption: str) -> str:
+    """A table of text whose heads say what they are heads of; it scrolls where the screen is narrow."""
+    head = "<td></td>" + "".join(f'<th scope="col">{escape(str(name))}</th>' for name in frame.columns)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(str(name))}</th>' + "".join(f"<td>{escape(str(v))}</td>" for v in row) + "</tr>"
+        for name, row in zip(frame.index, frame.to_numpy(), strict=True)
+    )
+    inside = f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
+    return f'<div class="wide" tabindex="0" role="region" aria-label="{escape(caption)}"><table>{inside}</table></div>'
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -127,7 +127,7 @@ def _matrix(seed: int, given: Any) -> np.ndarray:
 
 def _of_file(seed: int, path: Path) -> Tensor:
     """The sum over the tensors of a safetensors file."""
-    with said_as(f"scores: seed {seed}: {path} is no file of scores"):
+    with said_as(f"scores: seed {seed}: {path} is no safetensors file of scores"):
         parts = torch.stack(list(load_file(path).values()))  # of one shape
     return parts.sum(0)
 

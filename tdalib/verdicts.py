@@ -68,6 +68,7 @@ def verdict(result: xr.Dataset | xr.DataArray) -> Verdict:
     shares, signs = stats.summary(tau), stats.summary(relative)
     top = stats.top_k_survival(tau, min(TOP, tau.sizes["train"]))
     enough = _members_for(tau)
+    right = stats.noise_ceiling(tau).correlation.to_series() if "loo" in tau.method.values else {}
     rows, sentences = {}, {}
     for method in map(str, tau.method.values):
         share, overlap = shares.loc[method], top.sel({"method": method})
@@ -87,13 +88,15 @@ def verdict(result: xr.Dataset | xr.DataArray) -> Verdict:
             "by chance": f"{top.attrs['chance']:.0%}",
             "seeds needed": enough[method],
         }
+        if method in right and method != "loo":
+            rows[method]["correlation with loo"] = f"{right[method]:.2f}"
         sentences[method] = [
             _of_signs(trusted["value"], rows[method]),
             f"Of a test point's top {top.attrs['k']} train points {_percent(overlap)} stay with another seed "
             f"({top.attrs['chance']:.0%} by chance).",
             f"Seeds needed until the sign of half of the pairs can be trusted: {enough[method]}.",
         ]
-    return Verdict(pd.DataFrame.from_dict(rows, orient="index"), sentences)
+    return Verdict(pd.DataFrame.from_dict(rows, orient="index").fillna("–"), sentences)
 
 
 def _of_signs(share: float, row: dict[str, Any]) -> str:

@@ -242,7 +242,7 @@ REFUSED = {
     "folder": (lambda folder: str(folder), {}, "scores: seed 0: there is no file"),
     "address": ("https://scores.org/a", {}, "'https://scores.org/a' is no path"),
     "text file": (no_safetensors, {}, "scores.safetensors is no safetensors file of scores"),
-    "empty file": (lambda folder: in_a_file(folder), {}, "scores: seed 0: a matrix of real numbers is needed"),
+    "empty file": (lambda folder: in_a_file(folder), {}, "is no safetensors file of scores"),
     "modules of other points": (
         lambda folder: in_a_file(folder, torch.ones(2, 3), torch.ones(3, 2)),
         {},

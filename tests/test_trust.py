@@ -84,7 +84,7 @@ def test_an_empty_list_says_why(draws):
         none = stats.trustworthy(simulate(draws), 1e-9)
     assert list(none.attrs["empty"]) == ["m0", "m1", "m2"]
     two = stats.trustworthy(simulate(np.concatenate([draws[:1], draws[:1] + 1e-6])), 0.9)
-    assert len(two) == 0 and "2 members" in two.attrs["empty"]["m0"]
+    assert len(two) == 0 and "as 2 members have no halves" in two.attrs["empty"]["m0"]
 
 
 def test_impossible_claims_are_refused(draws):

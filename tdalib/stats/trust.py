@@ -119,7 +119,9 @@ def _signs(x: np.ndarray, fdr: float) -> tuple[np.ndarray, str]:
     if not (q <= fdr).any():
         return q, f"as no q is {fdr:g} or less; more members, or scale='test', find more"
     error = sign_error(x, fdr)
-    if not error <= fdr:
+    if np.isnan(error):
+        return q, f"as {len(x)} members have no halves to hold their signs against; 3 may do"
+    if error > fdr:
         return q, f"as halves of the {len(x)} members contradict each other (sign error {error:.0%}); more members help"
     return q, ""
 
