@@ -44,6 +44,9 @@ def test_variance_components_are_unbiased_and_covered(weights):
     np.testing.assert_array_less(abs(found.mean(0) - true), 4 * found.std(0) / np.sqrt(200))
     held = np.mean([(table.low.values <= true) & (true <= table.high.values) for table in tables], axis=0)
     assert (held > 0.83).all() and (held < 0.97).all()  # ± 3 standard errors
+    shares = true / true.sum()
+    held = np.mean([(t.share_low.values <= shares) & (shares <= t.share_high.values) for t in tables], axis=0)
+    assert (held > 0.8).all(), held
 
 
 def test_variance_components_by_hand_and_in_any_order():

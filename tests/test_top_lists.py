@@ -72,3 +72,22 @@ def test_a_list_with_a_gap_has_no_stability():
     left[2, 1] = False
     for name in ("overlap", "jaccard", "rbo"):
         np.testing.assert_array_equal(gap[name].values[left], whole[name].values[left])
+
+
+@pytest.mark.parametrize("members", [5, 10, 20])
+def test_survival_is_the_mean_overlap_and_its_interval_covers(members):
+    """The truth is the mean over many samples of members, whose noise the test points share."""
+    stream = np.random.default_rng(1)
+    mean, loads = stream.normal(size=(20, 8)), stream.normal(size=(3, 20, 8))
+
+    def sample():
+        noise = np.einsum("mf,fjz->mjz", stream.normal(size=(members, 3)), loads)
+        return simulate((mean + 0.5 * noise + stream.normal(size=(members, 20, 8)))[:, None, ..., None])
+
+    tables = [stats.top_k_survival(tau) for tau in (sample() for _ in range(100))]
+    values = np.array([float(table.value.squeeze()) for table in tables])
+    covered = [float(t.low.squeeze()) <= values.mean() <= float(t.high.squeeze()) for t in tables]
+    assert np.mean(covered) > 0.8
+    tau = sample()
+    expected = float(stats.top_k_stability(tau).overlap.mean())
+    assert float(stats.top_k_survival(tau).value.squeeze()) == pytest.approx(expected)
