@@ -71,14 +71,12 @@ def _sections(store: Path, result: xr.Dataset, tau: xr.DataArray) -> Iterator[st
     members, main = len(set(tau.member.values)), "loo" if "loo" in tau.method.values else str(tau.method.values[0])
     judged = verdict(tau)
     yield f"<h1>Can the attributions of {escape(store.stem)} be trusted?</h1>"
-    yield "".join(f"<p>{escape(line)}</p>" for line in judged.sentences.pop(main))
+    yield "".join(f"<p>{escape(line)}</p>" for line in judged.sentences[main])
     yield _paragraph(
         f"This is said of {_named(main)}. {members} networks were trained from different seeds. For each of "
         f"{tau.sizes['train']} removals and {tau.sizes['test']} test points a method says how much what is removed "
         "helped at the test point (above 0: it helped). In brackets are intervals over trainings."
     )
-    for method, said in judged.sentences.items():
-        yield _paragraph(f"{_named(method)}: {' '.join(said)}")
     yield _table(
         judged.table.T, f"The verdict by method. The top {TOP} are the most helpful train points of a test point."
     )

@@ -1,10 +1,15 @@
 """Small tasks that several tests share, and the weights that leave a point out."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 
 from tdalib import data
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # the processes share the cores
+    torch.set_num_threads(1)
 
 
 def without(task, *points):
