@@ -21,7 +21,7 @@ from tdalib import plots, stats
 from tdalib.attributors import METHODS
 from tdalib.data import resolve
 from tdalib.store import open_result
-from tdalib.verdicts import TOP, verdict
+from tdalib.verdicts import TOP, percent, verdict
 
 PAGE = Template((Path(__file__).parent / "page" / "page.html").read_text("utf-8"))
 LISTED = 10  # pairs in the table
@@ -71,7 +71,7 @@ def _sections(store: Path, result: xr.Dataset, tau: xr.DataArray) -> Iterator[st
     members, main = len(set(tau.member.values)), "loo" if "loo" in tau.method.values else str(tau.method.values[0])
     judged = verdict(tau)
     yield f"<h1>Can the attributions of {escape(store.stem)} be trusted?</h1>"
-    yield "".join(f"<p>{escape(line)}</p>" for line in judged.sentences[main])
+    yield "".join(map(_paragraph, judged.sentences[main]))
     yield _paragraph(
         f"This is said of {_named(main)}. {members} networks were trained from different seeds. For each of "
         f"{tau.sizes['train']} removals and {tau.sizes['test']} test points a method says how much what is removed "
@@ -101,12 +101,10 @@ def _size(tau: xr.DataArray, main: str) -> Iterator[str]:
     sizes = stats.noise_by_size(tau)
     yield "<h2>Are only small attributions noisy?</h2>"
     one = sizes.sel({"method": main})
-    shares = [
-        f"{noise:.0%} [{low:.0%}, {high:.0%}]" for noise, low, high in zip(one.noise, one.low, one.high, strict=True)
-    ]
+    largest, *_, every = (percent(one.rename(noise="value").isel(share=k)) for k in range(one.sizes["share"]))
     said = (
-        f"By {_named(main)} {shares[-1]} of all pairs vary more between trainings than they differ from 0; of the "
-        f"largest {float(one.share[0]):.0%}, chosen in another training, {shares[0]}."
+        f"By {_named(main)} {every} of all pairs vary more between trainings than they differ from 0; of the "
+        f"largest {float(one.share[0]):.0%}, chosen in another training, {largest}."
     )
     yield _paragraph(said)
     fig, ax = plt.subplots(figsize=(6.4, 3.4))
@@ -126,12 +124,12 @@ def _pairs(tau: xr.DataArray, main: str) -> Iterator[str]:
         yield _table(
             text,
             f"The clearest {len(text)} of {len(pairs):,} pairs whose sign can be trusted by {_named(main)}. Numbers "
-            "are shares of what moves the test point, intervals at 95 %.",
+            "are multiples of what moves the test point, intervals at 95 %.",
         )
     else:
         yield _paragraph(f"By {_named(main)} no pair is listed, {pairs.attrs['empty'][main]}.")
     fig, ax = plt.subplots(figsize=(6.4, 3.6))
-    table = stats.per_pair(tau)
+    table = stats.per_pair(tau.loc[{"method": [main]}])
     plots.plot_trust_map(table, main, ax=ax)
     noise = float(table.noise_dominated.sel({"method": main}).mean())
     yield _figure(fig, f"A map of all pairs: blue stands out from the seed's noise, red ({noise:.0%}) does not.")
@@ -153,11 +151,10 @@ def _seeds(tau: xr.DataArray, main: str) -> Iterator[str]:
     power = stats.power(tau)
     yield "<h2>How many trainings would be needed?</h2>"
     pilot, one = power.attrs["pilot"], power.sel({"method": main})
-    double = one.interp(members=2 * pilot)
+    double = one.rename(predicted="value").sel(members=2 * pilot)
     said = (
         f"By {_named(main)} {pilot} trainings list {float(one.found.sel(members=pilot)):.0%} of the pairs; {2 * pilot} "
-        f"would list about {float(double.predicted):.0%} [{float(double.low):.0%}, {float(double.high):.0%}] (for "
-        f"{pilot} the forecast is off by {float(one.misfit):+.1%})."
+        f"would list about {percent(double)} (for {pilot} the forecast is off by {float(one.misfit):+.1%})."
     )
     yield _paragraph(said)
     fig, ax = plt.subplots(figsize=(6.4, 3.8))

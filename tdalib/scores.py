@@ -94,8 +94,8 @@ def from_scores(
     }
     coords: dict[str, Any] = {name: ("sample", values) for name, values in provenance.items()}
     coords |= {"method": [method]} | _labels(labels or {}, {"train": tau.shape[1], "test": tau.shape[2]})
-    if (tau == tau[0]).all():
-        raise ValueError("scores: the matrices are all the same; each must come from a training of its own")
+    if len({matrix.tobytes() for matrix in matrices.values()}) < len(matrices):
+        raise ValueError("scores: some matrices are the same; each must come from a training of its own")
     facts = {"units": json.dumps({method: unit}), "sign": "tau > 0: the train point helps"}
     dims = ("sample", "train", "test", "method")
     return xr.Dataset({"tau": (dims, tau[..., None], facts | {"long_name": "attribution"})}, coords, facts)
@@ -129,7 +129,7 @@ def _of_file(seed: int, path: Path) -> Tensor:
     """The sum over the tensors of a safetensors file."""
     with said_as(f"scores: seed {seed}: {path} is no safetensors file of scores"):
         parts = torch.stack(list(load_file(path).values()))  # of one shape
-    return parts.sum(0)
+    return parts.double().sum(0)
 
 
 def _labels(labels: Mapping[str, Any], sizes: dict[str, int]) -> dict[str, tuple[str, np.ndarray]]:

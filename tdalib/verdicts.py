@@ -1,5 +1,6 @@
 """The verdict on a result: can its attributions be trusted, in a table and three sentences for each method."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,28 +64,29 @@ def verdict(result: xr.Dataset | xr.DataArray) -> Verdict:
     """
     tau: Any = result["tau"] if isinstance(result, xr.Dataset) and "tau" in result else result
     stats.check_tau(tau)
-    tau = stats.with_methods(tau)
-    relative = stats.scaled(tau)
-    shares, signs = stats.summary(tau), stats.summary(relative)
+    tau = stats.with_methods(tau).compute()
+    shares, signs = stats.summary(tau), stats.summary(stats.scaled(tau))
+    with warnings.catch_warnings(action="ignore"):  # a list that is empty is 0 of the pairs
+        listed = stats.trustworthy(tau, FDR, scale="test")
+    errors = listed.groupby("method")["sign_error"].first()
     top = stats.top_k_survival(tau, min(TOP, tau.sizes["train"]))
     enough = _members_for(tau)
     right = stats.noise_ceiling(tau).correlation.to_series() if "loo" in tau.method.values else {}
     rows, sentences = {}, {}
     for method in map(str, tau.method.values):
         share, overlap = shares.loc[method], top.sel({"method": method})
-        error = stats.sign_error(stats.member_draws(relative.loc[{"method": [method]}]).values[..., 0], FDR)
         trusted = signs.loc[(method, "share q ≤ 0.05")].copy()
-        if not error <= FDR:
+        if method not in errors:
             trusted[["value", "low"]] = 0.0
         pairs, members = int(trusted["pairs"]), int(trusted["members"])
         rows[method] = {
             "pairs": f"{pairs:,}",
             "members": members,
-            "trusted": _percent(trusted),
-            "sign error": "–" if np.isnan(error) else f"{error:.1%}",
-            "noise": _percent(share.loc["std > |mean|"]),
-            "noise of the largest 1 %": _percent(share.loc["std > |mean| of the largest 1 %"]),
-            f"top {top.attrs['k']} overlap": _percent(overlap),
+            "trusted": percent(trusted),
+            "sign error": f"{errors[method]:.1%}" if method in errors else "–",
+            "noise": percent(share.loc["std > |mean|"]),
+            "noise of the largest 1 %": percent(share.loc["std > |mean| of the largest 1 %"]),
+            f"top {top.attrs['k']} overlap": percent(overlap),
             "by chance": f"{top.attrs['chance']:.0%}",
             "seeds needed": enough[method],
         }
@@ -92,7 +94,7 @@ def verdict(result: xr.Dataset | xr.DataArray) -> Verdict:
             rows[method]["correlation with loo"] = f"{right[method]:.2f}"
         sentences[method] = [
             _of_signs(trusted["value"], rows[method]),
-            f"Of a test point's top {top.attrs['k']} train points {_percent(overlap)} stay with another seed "
+            f"Of a test point's top {top.attrs['k']} train points {percent(overlap)} stay with another seed "
             f"({top.attrs['chance']:.0%} by chance).",
             f"Seeds needed until the sign of half of the pairs can be trusted: {enough[method]}.",
         ]
@@ -109,14 +111,16 @@ def _of_signs(share: float, row: dict[str, Any]) -> str:
     )
 
 
-def _percent(of: Any) -> str:
-    """A share with its interval."""
-    value, low, high = (float(of[name]) for name in ("value", "low", "high"))
+def percent(of: Any) -> str:
+    """A share with its interval, in words: `value`, `low` and `high`."""
+    value, low, high = (_share(float(of[name])) for name in ("value", "low", "high"))
+    return value if "–" in (low, high) else f"{value} [{low}, {high}]"
+
+
+def _share(value: float) -> str:
     if np.isnan(value):
         return "–"
-    if np.isnan([low, high]).any():
-        return f"{value:.0%}"
-    return f"{value:.0%} [{low:.0%}, {high:.0%}]"
+    return f"{value:.1%}" if 0 < value < 0.01 else f"{value:.0%}"
 
 
 def _members_for(tau: xr.DataArray) -> dict[str, str]:

@@ -9,7 +9,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -152,11 +152,13 @@ def _sweep() -> None:
     """Remove what a run left here that was killed together with joblib's tracker, which else removes it."""
     for folder in Path(gettempdir()).glob(f"tdalib-*-*@{platform.node()}"):
         process = folder.name.split("-")[1]
-        if not psutil.pid_exists(int(process)):
+        is_ours = process.isdigit() and folder.lstat().st_uid == os.getuid()
+        if is_ours and not psutil.pid_exists(int(process)):
             for left in (folder, *SHARED_MEMORY.glob(f"joblib_memmapping_folder_{process}_*")):
                 shutil.rmtree(left, ignore_errors=True)
             for left in SHARED_MEMORY.glob(f"sem.loky-{process}-*"):
-                left.unlink(missing_ok=True)
+                with suppress(OSError):
+                    left.unlink()
 
 
 def _with_cluster(work: Any, jobs: int, scheduler: str, cleared: ExitStack) -> Shared:

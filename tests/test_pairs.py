@@ -202,6 +202,8 @@ def test_scale_test_takes_out_what_a_member_does_to_a_test_point(draws):
     np.testing.assert_allclose(table["mean"], relative.mean(0), rtol=1e-5)
     louder = simulate(draws * np.exp(np.random.default_rng(1).normal(size=(6, 1, 1, 5, 1))).astype(np.float32))
     xr.testing.assert_allclose(table, stats.per_pair(louder, scale="test"), rtol=1e-4)
+    tiny = simulate(draws * np.array([1, 1e-25, 1, 1e-30, 1, 1], np.float32)[:, None, None, None, None])
+    xr.testing.assert_allclose(table, stats.per_pair(tiny, scale="test"), rtol=1e-4)
     lazy = stats.per_pair(tau.chunk({"train": 2, "sample": 2}), scale="test")
     xr.testing.assert_allclose(table, lazy)
     assert json.loads(stats.scaled(tau.assign_attrs(units='{"m0": "nats"}')).attrs["units"]) == {

@@ -70,6 +70,13 @@ def test_tables_say_what_they_are_and_classes_are_shown_as_they_are(store):
     assert "<b>" not in text and "correlation with loo" in text
 
 
+@pytest.mark.parametrize("members", [3, 11])
+def test_any_number_of_members_has_a_report(digits, tmp_path, members):
+    path = tmp_path / "some.zarr"
+    attribute(deep_ensemble("logreg", digits, members=members, checkpoints=1), ["gd"], path=path, workers=1)
+    assert "nan" not in without_pictures(report.write(path).read_text())
+
+
 def test_one_method_and_two_members_have_a_report(digits, tmp_path):
     path = tmp_path / "two.zarr"
     attribute(deep_ensemble("logreg", digits, members=2, checkpoints=1), ["gc"], path=path, workers=1)

@@ -208,7 +208,7 @@ REFUSED = {
     "all the same": (
         {0: MATRIX, 1: MATRIX},
         {},
-        "the matrices are all the same; each must come from a training of its",
+        "some matrices are the same; each must come from a training of its own",
     ),
     "one seed": ({0: MATRIX}, {}, "scores must be a dict seed → matrix with at least 2 seeds"),
     "no seed": ({}, {}, "scores must be a dict seed → matrix with at least 2 seeds"),

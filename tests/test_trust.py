@@ -187,3 +187,16 @@ def test_jackknife_of_a_mean_is_the_t_interval():
     ends = scipy.stats.t.interval(0.9, 7, x.mean(0), scipy.stats.sem(x))
     np.testing.assert_allclose([low, high], np.sin(ends) ** 2)
     np.testing.assert_allclose(value, np.sin(x.mean(0)) ** 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*no pair is listed")
+@pytest.mark.parametrize("claim", ["sign", "effect"])
+def test_a_pair_that_a_member_lacks_is_no_evidence_against_the_others(claim):
+    stream = np.random.default_rng(6)
+    draws = stream.normal(2, 1, size=(9, 1, 10, 12, 1))
+    whole = stats.trustworthy(simulate(draws[:, :, 1:]), claim=claim)
+    draws[3, :, 0] = np.nan  # of the first train point
+    found = stats.trustworthy(simulate(draws), claim=claim)
+    columns = ["train", "test", "sign_error"]
+    assert len(found) > 20 or claim == "effect"
+    pd.testing.assert_frame_equal(found[columns], whole[columns].assign(train=whole.train + 1))

@@ -18,7 +18,7 @@ def by_member(tau: xr.DataArray) -> xr.DataArray:
 
 
 def scaled(tau: xr.DataArray, scale: Literal["test"] | None = "test") -> xr.DataArray:
-    """τ as a share of what moves a test point: of each member divided by its root mean square over train points.
+    """τ in units of what moves a test point: of each member divided by its root mean square over train points.
 
     All checkpoints of a member are divided by one number, that of their average. None leaves τ as it is.
 
@@ -33,11 +33,12 @@ def scaled(tau: xr.DataArray, scale: Literal["test"] | None = "test") -> xr.Data
         return tau
     if scale != "test":
         raise ValueError(f"scale: {scale!r} is not possible; it must be 'test' or None")
-    square = by_member(tau) ** 2
+    square = by_member(tau).astype(np.float64) ** 2
     root = (square.mean("train") ** 0.5).compute()  # (member, test, method)
     root = root.where(root > 0, 1).sel(member=tau.member).drop_vars("member")
     units = json.dumps(dict.fromkeys(json.loads(tau.attrs.get("units", "{}")), "root mean squares"))
-    return (tau / root).transpose(*tau.dims).assign_attrs(tau.attrs | {"units": units})
+    relative = (tau / root).astype(tau.dtype)
+    return relative.transpose(*tau.dims).assign_attrs(tau.attrs | {"units": units})
 
 
 def uncoupled(result: xr.Dataset) -> xr.DataArray:
@@ -79,7 +80,7 @@ def apart(result: xr.Dataset, *, coupled: bool) -> tuple[xr.DataArray, xr.DataAr
     if "tau" in result and "loo" in result["method"].values:
         one = result.isel(sample=0).transpose("train", "test", ...)
         tau, difference = one["tau"].loc[{"method": "loo"}].values, (one["loss_without"] - one["loss"]).values
-        if not np.allclose(tau, difference, atol=1e-3 * np.abs(tau).max(), equal_nan=True):
+        if not np.allclose(tau, difference, atol=1e-3 * np.nanmax(np.abs(tau)), equal_nan=True):
             raise ValueError("leave-one-out against θ itself is needed; in this result it is against another training")
     result = counted(result)
     members, counts = np.unique(result.member.values, return_counts=True)
@@ -134,7 +135,9 @@ def counted(labelled: Any) -> Any:
 
 def with_methods(labelled: Any) -> Any:
     """A τ, or a table of it, in which one method alone keeps its dimension."""
-    return labelled if "method" in labelled.dims else labelled.expand_dims("method")
+    if "method" in labelled.dims:
+        return labelled
+    return labelled.expand_dims("method") if "method" in labelled.coords else labelled.expand_dims(method=["tau"])
 
 
 def check_tau(tau: xr.DataArray, coordinate: str = "member") -> None:

@@ -29,8 +29,8 @@ def per_pair(
     tau : DataArray (sample, train, test, method) with the coordinate `member`
         In memory, or lazy: then a few chunks at a time are read.
     scale : "test" or None
-        "test": τ of each member as a share of what moves the test point in it, that is divided by its root mean square
-        over train points (`scaled`). Losses of one member can be many times those of another, which this takes out.
+        "test": τ of each member divided by its root mean square over train points, in units of what moves the test
+        point in it (`scaled`). Losses of one member can be many times those of another, which this takes out.
     level : float, optional
         Of the interval, at most 0.998: beyond that 1,000 resamples do not tell. Where it is given, `low`, `high` and
         `p_flip` are computed too, which takes many times as long.
@@ -108,13 +108,14 @@ def moderated_snr(tau: xr.DataArray) -> xr.DataArray:
         It is no τ, or one member alone.
     """
     draws = member_draws(tau, at_least=2)
-    mean, variance = draws.mean("member"), draws.var("member", ddof=1)
+    mean, variance = draws.mean("member", skipna=False), draws.var("member", ddof=1, skipna=False)
     over, freedom = ["train", "test"], len(draws) - 1
     log = xr.apply_ufunc(np.log, variance.where(variance > 0))
     size = _beside_others(xr.apply_ufunc(np.log, mean.where(mean != 0) ** 2))
     own = _beside_others(log)
     own = own - size * (own * size).mean(over) / (size**2).mean(over)
-    scatter = own.var(over) - scipy.special.polygamma(1, freedom / 2)  # beyond that of so few members
+    free = max((draws.sizes["train"] - 1) * (draws.sizes["test"] - 1) - 1, 1)  # of so many pairs beside their effects
+    scatter = (own**2).sum(over) / free - scipy.special.polygamma(1, freedom / 2)  # beyond that of so few members
     prior = xr.apply_ufunc(_prior_freedom, scatter, vectorize=True)  # (method,)
     others = np.exp(log - own - _log_bias(freedom) + _log_bias(prior))
     shrunk = (prior * others + freedom * variance) / (prior + freedom)

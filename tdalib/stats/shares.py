@@ -136,7 +136,7 @@ def _shares(x: np.ndarray) -> np.ndarray:
 
 
 def _noise_of_largest(x: np.ndarray, shares: Sequence[float]) -> np.ndarray:
-    if len(x) < 3:
+    if len(x) < 3 or x.shape[1] == 0:
         return np.full(len(shares), np.nan)
     counts = np.ceil(np.array(shares) * x.shape[1] - 1e-9).astype(int)
     of_each = []

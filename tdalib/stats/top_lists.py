@@ -89,7 +89,8 @@ def top_k_survival(tau: xr.DataArray, k: int = 5, *, level: float = 0.9) -> xr.D
     held = np.stack([in_top(member, points) for member in proponents(draws, k)])  # (member, test, method, train)
     complete = draws.notnull().all(("member", "train"))  # (test, method)
     shared = np.einsum("atmj,btmj,tm->abm", held, held, complete.transpose("test", "method")) / k
-    shared /= complete.sum("test").values  # (member, other, method)
+    count = complete.sum("test").values
+    shared /= np.where(count > 0, count, np.nan)  # (member, other, method)
 
     def overlap(members: np.ndarray) -> np.ndarray:
         one, other = np.triu_indices(len(members), 1)

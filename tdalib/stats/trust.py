@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import scipy.stats
 import xarray as xr
 
 from tdalib.stats.draws import check_share, member_draws, scaled, with_methods
@@ -15,7 +16,7 @@ from tdalib.stats.pairs import per_pair, q_value, resampled, signal_to_noise, t_
 LEVEL = 0.95  # of the interval of a listed pair
 SPLITS = 20  # of the members into halves
 SKEWED = 0.7  # median |skew| over members from which a list of effects cannot keep its rate
-LEAST = 5  # of the smallest p that members of one sign can give, how many times fits into the rate
+CHANCES = 5  # how many times the chance that all members agree must fit into the rate
 
 
 def trustworthy(
@@ -41,9 +42,10 @@ def trustworthy(
     DataFrame
         Columns `method`, `train`, `test` (positions), what the coordinates (train) and (test) say of the points, each
         under its name and only where it is there, `mean`, `low`, `high` (at level 0.95), `snr`, `same_sign`, `p_t`,
-        `q`, `noise_dominated` as in `per_pair`, and `sign_error`: which share of this method's list has the wrong sign,
-        estimated from halves of the members. A pair can be listed and dominated by noise: on average it has an effect,
-        which a single training need not show. `attrs["empty"]`: for each method without a list, why it has none.
+        `noise_dominated` as in `per_pair`, `q` by which it is listed, and `sign_error`: which share of this method's
+        list has the wrong sign, estimated from halves of the members (NaN for effects). A pair can be listed and
+        dominated by noise: on average it has an effect, which a single training need not show. `attrs["empty"]`: for
+        each method without a list, why it has none.
 
     Warns
     -----
@@ -71,23 +73,26 @@ def trustworthy(
     Measured by `tests/measure_claims.py` on CNN-2 and an MLP, with 0.8, 0.95, 0.99 and all of the pairs null, 5, 10 and
     20 members, 40 lists each: of the effects listed at 0.05 on average up to 4.4 % were nulls, at 0.2 up to 12 % (95th
     percentile at 0.8: 22 %), where q ≤ `fdr` alone listed up to 100 %. Of the signs listed at 0.05 on average up to
-    1.2 % were those of other members' means (95th percentile 3.2 %), and `sign_error` was within 0.8 % of that.
+    1.2 % were not those of other members' means (95th percentile 3.2 %), and `sign_error` was within 0.8 % of that.
     """
     check_share("fdr", fdr)
     if claim not in ("sign", "effect"):
         raise ValueError(f"claim: {claim!r} is not possible; it must be 'sign' or 'effect'")
     draws = member_draws(scaled(tau, scale), at_least=2)
     tested = member_draws(scaled(tau, "test")) if claim == "effect" else draws
-    table, listing = with_methods(per_pair(tau, scale=scale)), _effects if claim == "effect" else _signs
+    table = with_methods(per_pair(tau, scale=scale))
     frames, empty = [], {}
-    for method in map(str, draws.method.values):
-        x = tested.loc[{"method": method}].values  # (member, train, test)
-        q, why = listing(x, fdr)
+    for k, method in enumerate(map(str, draws.method.values)):
+        x = tested.values[..., k]  # (member, train, test)
+        whole = ~np.isnan(x).any(0)
+        q = np.full(whole.shape, np.nan)
+        q[whole], error, why = _effects(x[:, whole], fdr) if claim == "effect" else _signs(x[:, whole], fdr)
+        listed = (q <= fdr) & (not why)
         if why:
             empty[method] = why
-        listed = (q <= fdr) & (not why)
-        error = sign_error(x, fdr) if listed.any() else np.nan
-        frames.append(_rows(table.assign(q=(("train", "test"), q)), draws, method, listed).assign(sign_error=error))
+        rows = _rows(table.isel(method=k).assign(q=(("train", "test"), q)), draws.isel(method=k), listed)
+        rows.insert(0, "method", method)
+        frames.append(rows.assign(sign_error=error))
     found = pd.concat(frames, ignore_index=True)
     found.attrs["empty"] = empty
     for why in dict.fromkeys(empty.values()):
@@ -96,56 +101,51 @@ def trustworthy(
     return found
 
 
-def sign_error(x: np.ndarray, fdr: float) -> float:
-    """Share of wrong signs among the pairs with q ≤ `fdr`, (member, train, test), estimated from halves of the members.
+def _signs(x: np.ndarray, fdr: float) -> tuple[np.ndarray, float, str]:
+    """Of (member, pair): q of every pair, the estimated share of wrong signs, and why nothing can be listed."""
+    q = q_value(_p(x))
+    if not (q <= fdr).any():
+        return q, np.nan, f"as no q is {fdr:g} or less; more members, or scale='test', find more"
+    if len(x) < 3:
+        return q, np.nan, f"as {len(x)} members have no halves to hold their signs against; 3 may do"
+    error = _sign_error(x, fdr, (q <= fdr).sum())
+    if error > fdr:
+        said = f"as halves of the {len(x)} members contradict each other (sign error {error:.0%})"
+        return q, error, f"{said}; more members help"
+    return q, error, ""
 
-    Half of what the other half contradicts. Where no half lists a pair by itself, it lists as many as all members do.
-    NaN for fewer than 3 members.
+
+def _sign_error(x: np.ndarray, fdr: float, many: int) -> float:
+    """Half of what the other half of the members contradicts in the lists of halves.
+
+    Where no half lists a pair by itself, it lists as `many` as all members do.
     """
-    members, many = len(x), (_q(x) <= fdr).sum()
-    if members < 3 or many == 0:
-        return np.nan
-    halves = [(one, np.delete(x, one, 0).mean(0)) for one in _halves(members)]
-    lists = [_q(x[one]) <= fdr for one, _ in halves]
+    halves = [(x[one], np.delete(x, one, 0)) for one in _halves(len(x))]
+    lists = [q_value(_p(one)) <= fdr for one, _ in halves]
     if not np.any(lists):
-        lists = [p <= np.partition(p.ravel(), many - 1)[many - 1] for p in (_p(x[one]) for one, _ in halves)]
-    against = [np.sign(x[one].mean(0)) != np.sign(other) for one, other in halves]
+        lists = [p <= np.partition(p, many - 1)[many - 1] for p in (_p(one) for one, _ in halves)]
+    against = [np.sign(one.mean(0)) != np.sign(other.mean(0)) for one, other in halves]
     return float(np.sum(np.logical_and(lists, against)) / np.sum(lists) / 2)
 
 
-def _signs(x: np.ndarray, fdr: float) -> tuple[np.ndarray, str]:
-    """Q of every pair, and why nothing can be listed."""
-    q = _q(x)
-    if not (q <= fdr).any():
-        return q, f"as no q is {fdr:g} or less; more members, or scale='test', find more"
-    error = sign_error(x, fdr)
-    if np.isnan(error):
-        return q, f"as {len(x)} members have no halves to hold their signs against; 3 may do"
-    if error > fdr:
-        return q, f"as halves of the {len(x)} members contradict each other (sign error {error:.0%}); more members help"
-    return q, ""
-
-
-def _effects(x: np.ndarray, fdr: float) -> tuple[np.ndarray, str]:
-    """As `_signs`, of τ on the scale "test"."""
+def _effects(x: np.ndarray, fdr: float) -> tuple[np.ndarray, float, str]:
+    """As `_signs`, of τ on the scale "test"; the error of signs is not estimated."""
     members = len(x)
     chance = 2.0 ** (1 - members)
-    q = _corrected(np.where(_one_sign(x), np.maximum(_p(x), chance), 1))
-    if chance > fdr / LEAST:
-        enough = 1 + ceil(log2(LEAST / fdr))
-        said = f"as {members} members are too few for effects at fdr {fdr:g}"
-        return q, f"{said}; {enough} may do, or claim='sign'"
-    skew = _median_skew(x)
-    if skew > SKEWED:
+    q = q_value(np.where(_one_sign(x), np.maximum(_p(x), chance), 1))
+    why = ""
+    if chance * CHANCES > fdr:
+        enough = 1 + ceil(log2(CHANCES / fdr))
+        why = f"as {members} members are too few for effects at fdr {fdr:g}; {enough} may do, or claim='sign'"
+    elif (skew := _median_skew(x)) > SKEWED:
         said = f"as τ is too skewed over the {members} members (median |skew| {skew:.2f}, at most {SKEWED})"
-        return q, f"{said}; claim='sign' may be kept, or more train points or other methods have less"
-    if not (q <= fdr).any():
-        return q, f"as of {members} members' no q is {fdr:g} or less where all have one sign (median |skew| {skew:.2f})"
-    contradicted = _contradicted(x, fdr)
-    if contradicted > 2 * fdr:
+        why = f"{said}; claim='sign' may be kept, or more train points or other methods have less"
+    elif not (q <= fdr).any():
+        why = f"as of {members} members' no q is {fdr:g} or less where all have one sign (median |skew| {skew:.2f})"
+    elif (contradicted := _contradicted(x, fdr)) > 2 * fdr:
         said = f"as members contradict {contradicted:.0%} of what all others list (at most {2 * fdr:.0%})"
-        return q, f"{said}, with {members} members and a median |skew| of {skew:.2f}; more members help"
-    return q, ""
+        why = f"{said}, with {members} members and a median |skew| of {skew:.2f}; more members help"
+    return q, np.nan, why
 
 
 def _contradicted(x: np.ndarray, fdr: float) -> float:
@@ -153,7 +153,7 @@ def _contradicted(x: np.ndarray, fdr: float) -> float:
     found, against = 0, 0
     for k, left_out in enumerate(x):
         rest = np.delete(x, k, 0)
-        listed = _corrected(np.where(_one_sign(rest), _p(rest), 1)) <= fdr
+        listed = q_value(np.where(_one_sign(rest), _p(rest), 1)) <= fdr
         found += listed.sum()
         against += (listed & (np.sign(left_out) != np.sign(rest[0]))).sum()
     return against / max(found, 1)
@@ -172,33 +172,22 @@ def _p(x: np.ndarray) -> np.ndarray:
     return t_p(signal_to_noise(x.mean(0), x.std(0, ddof=1)), len(x))
 
 
-def _corrected(p: np.ndarray) -> np.ndarray:
-    return q_value(p.ravel()).reshape(p.shape)
-
-
-def _q(x: np.ndarray) -> np.ndarray:
-    return _corrected(_p(x))
-
-
 def _one_sign(x: np.ndarray) -> np.ndarray:
     return abs(np.sign(x).sum(0)) == len(x)
 
 
 def _median_skew(x: np.ndarray) -> float:
-    apart = x - x.mean(0)
-    std = apart.std(0)
-    varies = std > 1e-12 * abs(x).max(0)
-    return float(np.median(abs(((apart[:, varies] / std[varies]) ** 3).mean(0)))) if varies.any() else 0.0
+    varies = np.ptp(x, 0) > 1e-12 * abs(x).max(0)  # more than by rounding
+    return float(np.median(abs(scipy.stats.skew(x[:, varies])))) if varies.any() else 0.0
 
 
-def _rows(table: xr.Dataset, draws: xr.DataArray, method: str, listed: np.ndarray) -> pd.DataFrame:
-    """The listed pairs of a method, (train, test), the clearest first."""
+def _rows(table: xr.Dataset, draws: xr.DataArray, listed: np.ndarray) -> pd.DataFrame:
+    """The listed pairs of one method, (train, test), the clearest first."""
     labels = [name for name, c in table.coords.items() if c.dims in (("train",), ("test",)) and name not in c.dims]
-    train, test = (xr.DataArray(at, dims="pair") for at in np.nonzero(listed))  # positions
+    train, test = (xr.DataArray(positions, dims="pair") for positions in np.nonzero(listed))
     at: dict[str, Any] = {"train": train, "test": test}
-    low, high, _ = resampled(draws.loc[{"method": method}].isel(at).values, LEVEL, 0)
-    picked = table.loc[{"method": method}].isel(at).assign(**at, low=("pair", low), high=("pair", high))
+    low, high, _ = resampled(draws.isel(at).values, LEVEL, 0)
+    picked = table.isel(at).assign(**at, low=("pair", low), high=("pair", high))
     columns = ["train", "test", *labels, "mean", "low", "high", "snr", "same_sign", "p_t", "q", "noise_dominated"]
     frame = picked.to_dataframe()[columns].astype({"noise_dominated": bool})
-    frame.insert(0, "method", method)
     return frame.sort_values("snr", ascending=False, kind="stable")
