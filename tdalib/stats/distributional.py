@@ -26,16 +26,17 @@ def distributional_influence(result: xr.Dataset, *, coupled: bool = True, level:
         Without z_j less with it, so that the change of the mean is E[τ]:
         `mean_change` (unit of the loss), `variance_change` (its square).
         `w2`: Wasserstein-2 distance of the two samples of losses (unit of the loss). Of n Gaussian losses it tends to
-        (Δmean² + Δstd²)^½; two samples from one law are apart too, by about std / √n.
+        (Δmean² + Δstd²)^½; two samples from one law are apart too, by std / √n and more.
         `mu`, `mu_low`, `mu_high`: the change of the mean in standard deviations, the root of the two variances' mean:
         who sees one loss can tell the two laws apart as well as N(0, 1) from N(µ, 1), if they are Gaussian and about
-        as wide. With its interval by the jackknife over members. Of few Gaussian members it is too large, by 21 % of
-        5 coupled ones, 8 % of 10 and 3 % of 20, which the interval covers.
+        as wide. With its interval by the jackknife over members. Of few Gaussian members it is too large, by up to
+        25 % of 5 coupled ones, 9 % of 10 and 4 % of 20, which the interval covers.
 
     Raises
     ------
     ValueError
-        There is no `loss_without`, fewer than 2 members, or 4 uncoupled, or an impossible level.
+        There is no `loss_without`, fewer than 2 members, or 4 uncoupled, members with unequal numbers of draws, or an
+        impossible level.
 
     Sources: the change of moments and the distance, d-TDA, arXiv:2506.12965; µ, f-INE, arXiv:2510.10510.
     """
