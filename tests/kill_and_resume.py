@@ -55,7 +55,8 @@ def left_behind(folder: Path, processes: list[int]) -> list[Path]:
     """What is left of these runs, in their folder for temporary files and in shared memory."""
     named = [f"{sign}{process}{sign}" for process in processes for sign in "-_"]
     in_memory = [entry for entry in Path("/dev/shm").glob("*") if any(name in entry.name for name in named)]
-    return in_memory + [entry for entry in folder.joinpath("temporary").iterdir() if "matplotlib" not in entry.name]
+    caches = ("matplotlib", "torchinductor")  # of libraries, which stay on purpose
+    return in_memory + [e for e in folder.joinpath("temporary").iterdir() if not e.name.startswith(caches)]
 
 
 def kill(process: subprocess.Popen, whole_tree: bool) -> None:

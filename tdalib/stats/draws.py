@@ -151,7 +151,7 @@ def check_tau(tau: xr.DataArray, coordinate: str = "member") -> None:
 
 def in_blocks(tau: xr.DataArray) -> xr.DataArray:
     """τ in lazy blocks that hold all samples of some pairs, so that dask works on a few at a time."""
-    return tau.chunk({"sample": -1} if tau.chunks else {"sample": -1, "train": 25})
+    return tau.chunk({"sample": -1} if tau.chunks else {"sample": -1, "train": 100})
 
 
 def check_share(name: str, value: float) -> None:
