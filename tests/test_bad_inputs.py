@@ -26,9 +26,12 @@ PLACE = {}  # where the row that is tested may write
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
     monkeypatch.setitem(PLACE, "here", tmp_path)
-    for registry in (attributors.METHODS,):
-        for name in set(registry) - registry.ours:  # of other rows
-            monkeypatch.delitem(registry, name)
+    methods, before = attributors.METHODS, dict(attributors.METHODS)
+    for name in methods.keys() - methods.ours:  # of other tests
+        del methods[name]
+    yield
+    methods.clear()  # what this row registered is nobody else's
+    methods.update(before)
 
 
 def here():
