@@ -21,7 +21,7 @@ from tdalib import plots, stats
 from tdalib.attributors import METHODS
 from tdalib.data import resolve
 from tdalib.store import open_result
-from tdalib.verdicts import TOP, percent, verdict
+from tdalib.verdicts import percent, verdict
 
 PAGE = Template((Path(__file__).parent / "page" / "page.html").read_text("utf-8"))
 LISTED = 10  # pairs in the table
@@ -78,7 +78,7 @@ def _sections(store: Path, result: xr.Dataset, tau: xr.DataArray) -> Iterator[st
         "helped at the test point (above 0: it helped). In brackets are intervals over trainings."
     )
     yield _table(
-        judged.table.T, f"The verdict by method. The top {TOP} are the most helpful train points of a test point."
+        judged.table.T, "The verdict by method. The top train points of a test point are those that help it most."
     )
     if members > 2:
         yield from _size(tau, main)

@@ -113,6 +113,12 @@ def member_draws(tau: xr.DataArray, at_least: int = 1) -> xr.DataArray:
     return draws
 
 
+def whole_pairs(x: np.ndarray) -> np.ndarray:
+    """The pairs that no member lacks, (member, train, test) → (member, pair)."""
+    flat = x.reshape(len(x), -1)
+    return flat[:, ~np.isnan(flat).any(0)]
+
+
 def counted(labelled: Any) -> Any:
     """A τ, or a result, whose `member` counts trainings, also where runs were put together that number theirs alike.
 

@@ -255,6 +255,11 @@ def signal_to_noise(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
         return np.where((mean == 0) & (std == 0), 0, abs(mean) / std)
 
 
+def ratios(x: np.ndarray) -> np.ndarray:
+    """|mean| / std over members, (member, pair) → (pair,)."""
+    return signal_to_noise(x.mean(0), x.std(0, ddof=1))
+
+
 def t_p(snr: np.ndarray, members: int) -> np.ndarray:
     """Two-sided Student t of H0: E[τ] = 0, from |mean| / std over so many members."""
     return 2 * scipy.special.stdtr(members - 1, -snr * np.sqrt(members))

@@ -10,8 +10,8 @@ import scipy.stats
 import xarray as xr
 from scipy.optimize import elementwise
 
-from tdalib.stats.draws import check_share, member_draws, scaled
-from tdalib.stats.pairs import q_value, signal_to_noise, t_p
+from tdalib.stats.draws import check_share, member_draws, scaled, whole_pairs
+from tdalib.stats.pairs import q_value, ratios, t_p
 from tdalib.stats.shares import jackknife
 
 MOST = 1000  # members; whoever needs more is told infinity
@@ -112,8 +112,8 @@ def power(
         raise ValueError(f"members: {members} is not possible; it must be counts of 2 or more")
     found, forecasts, needed = [], [], []
     for method in range(draws.sizes["method"]):
-        x = draws.values[..., method].reshape(pilot, -1)  # (member, pair)
-        whole = x[:, ~np.isnan(x).any(0)]
+        x = draws.values[..., method]  # (member, train, test)
+        whole = whole_pairs(x)
         whole = whole[np.argsort(whole.mean(1))]  # so that subsets do not depend on the order of the members
         stream = np.random.default_rng(seed)
         if whole.shape[1] > PAIRS:
@@ -122,9 +122,9 @@ def power(
         own_size = _found(whole, pilot, fdr, stream)
         asked = np.append(counts, pilot)
         forecasts.append(_forecasts(whole, asked, fdr, level, own_size))
-        snr = signal_to_noise(x.mean(0), x.std(0, ddof=1))  # (pair,)
+        snr = ratios(x)  # (train, test)
         unbiased = snr**2 * (pilot - 3) / (pilot - 1) - 1 / pilot  # SNR²
-        needed.append(members_needed(np.sqrt(np.maximum(unbiased, 0)), target).reshape(draws.shape[1:3]))
+        needed.append(members_needed(np.sqrt(np.maximum(unbiased, 0)), target))
     by_count = ("method", "members")
     predicted, low, high, misfit = zip(*forecasts, strict=True)
     table = xr.Dataset(
@@ -146,8 +146,7 @@ def _forecasts(x: np.ndarray, counts: np.ndarray, fdr: float, level: float, foun
     """Forecast, low and high end for all counts but the last, the pilot's own, and the misfit there."""
 
     def predicted(some: np.ndarray) -> np.ndarray:  # of some members, (member, pair)
-        snr = signal_to_noise(some.mean(0), some.std(0, ddof=1))
-        weights, certain = _mixture(snr, len(some))
+        weights, certain = _mixture(ratios(some), len(some))
         return np.array([_predicted(weights, certain, count, fdr) for count in counts])
 
     value, low, high = jackknife(predicted, x, level)
@@ -176,7 +175,7 @@ def _found(x: np.ndarray, count: int, fdr: float, stream: np.random.Generator) -
     tries = SUBSETS if count < len(x) else 1
     subsets = {tuple(np.sort(stream.permutation(len(x))[:count])) for _ in range(tries)}
     redrawn = (x[list(subset)] for subset in sorted(subsets))  # one at a time
-    tables = [t_p(signal_to_noise(y.mean(0), y.std(0, ddof=1)), count) for y in redrawn]
+    tables = [t_p(ratios(y), count) for y in redrawn]
     return float(np.mean([(q_value(p) <= fdr).mean() for p in tables]))
 
 

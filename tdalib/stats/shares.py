@@ -8,7 +8,7 @@ import scipy.special
 import scipy.stats
 import xarray as xr
 
-from tdalib.stats.draws import check_share, member_draws
+from tdalib.stats.draws import check_share, member_draws, whole_pairs
 from tdalib.stats.pairs import q_value, signal_to_noise, t_p
 
 FEW = 8  # members below which a jackknife cannot tell how many pairs pass a correction
@@ -44,8 +44,8 @@ def summary(tau: xr.DataArray, *, level: float = 0.9) -> pd.DataFrame:
     draws = member_draws(tau, at_least=2)
     names = ["std > |mean|", "mean p (t)", "share p (t) < 0.05", "share q ≤ 0.05", "mean p_noise"]
     tables = {}
-    for method in map(str, draws.method.values):
-        x = _pairs(draws, method)
+    for k, method in enumerate(map(str, draws.method.values)):
+        x = whole_pairs(draws.values[..., k])
         found = jackknife(_shares, x, level)  # (value and ends, share)
         if len(x) < FEW:
             found[2, 3] = max(found[2, 3], found[2, 2])
@@ -87,8 +87,8 @@ def noise_by_size(
         raise ValueError(f"shares: {shares} is not possible; they must be above 0 and at most 1")
     draws = member_draws(tau, at_least=3)
     found = [
-        jackknife(lambda of: _noise_of_largest(of, shares), _pairs(draws, str(method)), level)
-        for method in draws.method.values
+        jackknife(lambda of: _noise_of_largest(of, shares), whole_pairs(draws.values[..., k]), level)
+        for k in range(draws.sizes["method"])
     ]
     dims, coords = ("method", "end", "share"), {"method": draws.method.values, "share": shares}
     table = xr.DataArray(np.array(found), coords, dims).transpose("end", "share", "method")
@@ -119,12 +119,6 @@ def half_width(statistic: Callable[[np.ndarray], np.ndarray], x: np.ndarray, lev
     with np.errstate(invalid="ignore"):  # of what is infinite
         spread = np.sqrt((members - 1) * np.var(without, axis=0))
     return scipy.stats.t.ppf((1 + level) / 2, members - 1) * spread
-
-
-def _pairs(draws: xr.DataArray, method: str) -> np.ndarray:
-    """τ of a method, (member, pair), of the pairs that miss none."""
-    x = draws.loc[{"method": method}].values.reshape(len(draws), -1)
-    return x[:, ~np.isnan(x).any(0)]
 
 
 def _shares(x: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import scipy.stats
 import xarray as xr
 
 from tdalib.stats.draws import check_share, member_draws, scaled, with_methods
-from tdalib.stats.pairs import per_pair, q_value, resampled, signal_to_noise, t_p
+from tdalib.stats.pairs import per_pair, q_value, ratios, resampled, t_p
 
 LEVEL = 0.95  # of the interval of a listed pair
 SPLITS = 20  # of the members into halves
@@ -170,7 +170,7 @@ def _halves(members: int) -> list[np.ndarray]:
 
 
 def _p(x: np.ndarray) -> np.ndarray:
-    return t_p(signal_to_noise(x.mean(0), x.std(0, ddof=1)), len(x))
+    return t_p(ratios(x), len(x))
 
 
 def _one_sign(x: np.ndarray) -> np.ndarray:
