@@ -139,7 +139,8 @@ def probe(work: Work) -> Behaviour:
             if method.scope == "retrain":
                 values, _ = losses_without(small, 0, name, few)
             else:
-                values = estimated(small, name, {0: draws})[0]
+                seen = draws[-1:] if method.scope == "draw" else draws
+                values = estimated(small, name, {0: seen})[0]
             check_finite(values, f"what method {name!r} gives")
             found[f"numbers by {name}"] = values
     return found

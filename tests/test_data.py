@@ -107,6 +107,15 @@ def test_folder_of_class_folders_is_divided(pictures):
     assert (task.train_index == other.train_index).all() and set(task.test_index) < set(other.test_index)
 
 
+def test_linked_folders_inside_a_class_count(pictures, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for k in range(6):
+        (pictures / "cat" / f"{k}.png").rename(elsewhere / f"{k}.png")
+    (pictures / "cat" / "more").symlink_to(elsewhere)
+    task = data.from_folder(pictures, train_per_class=4, test_per_class=2, size=8)
+    assert {path for path in task.train.labels["file"] if "cat" in path} < {f"cat/more/{k}.png" for k in range(6)}
+
+
 def test_folder_with_a_train_and_a_test_folder(pictures, tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "train").mkdir(exist_ok=True)

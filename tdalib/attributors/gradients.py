@@ -22,6 +22,7 @@ from tdalib.samplers import Draw
 
 CHUNK_ROWS = 250  # rows under one vmap: larger is slower, the cache is then too small
 COMPARED = 4  # examples in which the two paths are compared
+SAFE = 1e-12  # lengths of float32 from this to its inverse have squares that float32 holds
 ROUNDING = 1e-3  # share by which products of gradients may differ between the two paths
 
 
@@ -40,10 +41,9 @@ class Rows:
     @classmethod
     def of(cls, dense: Tensor, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> "Rows":
         """Rows of length 1 of what has any length, in its place; 0 stays 0."""
-        square = dense.norm(dim=2, dtype=torch.float64).square()
+        square = _lengths(dense).square()
         for name, g in outputs.items():
-            of_each = inputs[name].norm(dim=1, keepdim=True, dtype=torch.float64) * g.norm(dim=2, dtype=torch.float64)
-            square += of_each.square()
+            square += (_lengths(inputs[name])[:, None] * _lengths(g)).square()
         lengths = square.sqrt()
         divisor = torch.where(lengths > 0, lengths, 1).to(dense.dtype)[..., None]
         return cls(dense.div_(divisor), inputs, {name: g.div_(divisor) for name, g in outputs.items()}, lengths)
@@ -113,7 +113,7 @@ class Gradients:
 
     def _why_one_by_one(self) -> Exception | str:
         """Why some examples cannot be done at once; empty where they give what autograd gives."""
-        ends = np.linspace(0, len(self.points) - 1, COMPARED).astype(int)
+        ends = np.unique(np.linspace(0, len(self.points) - 1, COMPARED).astype(int))
         longest = self.scale[ends].argmax(1)  # others may be 0
         pair, cotangents = self.points[ends], self.cotangents[ends, longest][:, None]
         try:
@@ -203,6 +203,13 @@ def inner(left: Rows, right: Rows) -> Tensor:
         g = g.flatten(0, 1) @ right.outputs[name].flatten(0, 1).T  # (b·k, b'·k')
         products += g.view(shape).mul_(a[:, None, :, None]).view_as(products)
     return products
+
+
+def _lengths(vectors: Tensor) -> Tensor:
+    """Lengths along the last dim, float64: taken in float32 where its squares neither underflow nor overflow."""
+    fast = vectors.norm(dim=-1)
+    is_safe = (fast > SAFE).logical_and(fast < 1 / SAFE).all()
+    return fast.double() if is_safe else vectors.norm(dim=-1, dtype=torch.float64)
 
 
 def _tap(name: str, shift: dict, seen: dict) -> Callable[[nn.Module, tuple, Tensor], Tensor]:

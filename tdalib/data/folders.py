@@ -1,5 +1,6 @@
 """Folders of images, one for each class."""
 
+import os
 import warnings
 from functools import partial
 from pathlib import Path
@@ -101,7 +102,8 @@ def _images(folder: Path, size: int, resize: int) -> Any:
         raise ValueError(f"{folder} has no class folders; it needs a folder of images for each class")
     if split := [name for name in names if name.lower() in SPLITS]:
         raise ValueError(f"{folder}: {split[0]!r} is no class; name the folders of the splits train and test")
-    files = [file for file in sorted(folder.glob("*/**/*")) if file.is_file()]
+    below = (walked for name in names for walked in os.walk(folder / name, followlinks=True))
+    files = sorted(Path(at, name) for at, _, inside in below for name in inside)
     seen = [file for file in files if not _is_hidden(file.relative_to(folder))]
     images = {str(file) for file in seen if file.suffix.lower() in IMG_EXTENSIONS}
     if len(images) < len(seen):
