@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[module.name for module in iter_modules(__path__)],
     submod_attrs={
+        "examples": ["example"],
         "experiment": ["Experiment", "attribute"],
         "params": ["Params"],
         "scores": ["from_scores"],

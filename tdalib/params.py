@@ -1,11 +1,13 @@
 """Params: the one list of names that the run notebook, the YAML files and Python share."""
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
+import xarray as xr
 import yaml
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, create_model, field_validator
 
@@ -91,7 +93,7 @@ class Params(OfRecipe):
     def read(cls, path: Path | str) -> "Params":
         """Params from a YAML file, which holds only what differs from the defaults; `name` is the file's by default."""
         with said_as("the params file cannot be read as YAML"):
-            values = yaml.load(Path(path).read_text(encoding="utf-8"), _EachKeyOnce)
+            values = yaml.load(Path(path).read_text(encoding="utf-8"), _PlainYaml)
         if not isinstance(values, dict) or not values:
             raise ValueError("the params file is empty or no list of 'key: value' lines; it needs one at least")
         return cls.of({"name": Path(path).stem} | values)
@@ -131,6 +133,20 @@ class Params(OfRecipe):
         asked = self.model_dump(include={"train_per_class", "test_per_class", "seed", "objective"})
         return data.load(self.dataset, **asked, **self.dataset_options)
 
+    @classmethod
+    def task_of(cls, result: xr.Dataset) -> Task:
+        """The data set that a result is about, made again from the params it holds.
+
+        Raises
+        ------
+        ValueError
+            They name none, or it has other points by now.
+        """
+        task = cls.of(json.loads(result.attrs["params"])).task()
+        if task.fingerprint() != result.attrs["data_sha256"]:
+            raise ValueError(f"{task.name} has other points than those the result is about")
+        return task
+
     def posterior(self, task: Task) -> Posterior:
         """The posterior on a task; nothing is trained yet."""
         model, sampler = models.get(self.model, **self.model_options), samplers.get(self.sampler)
@@ -151,8 +167,13 @@ class Params(OfRecipe):
         )
 
 
-class _EachKeyOnce(yaml.SafeLoader):
-    """YAML's safe loader, in which a key that stands twice is an error and not the last one."""
+class _PlainYaml(yaml.SafeLoader):
+    """YAML's safe loader, in which a key stands once, and 010 and 1:30 are no numbers (they would be 8 and 90)."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """A mapping, if each of its keys stands once."""
@@ -161,6 +182,14 @@ class _EachKeyOnce(yaml.SafeLoader):
         if twice := [key for key in keys if keys.count(key) > 1]:
             raise yaml.constructor.ConstructorError(problem=f"key {twice[0]!r} stands twice")
         return super().construct_mapping(node, deep)
+
+
+_DIGITS = "(?:0|[1-9][0-9]*)"
+for _kind, _pattern in {
+    "int": rf"[-+]?{_DIGITS}$",
+    "float": rf"[-+]?(?:{_DIGITS}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|[-+]?\.inf$|\.nan$",
+}.items():
+    _PlainYaml.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_pattern), list("-+.0123456789"))
 
 
 def _checked(name: str, function: Callable, given: dict) -> dict:

@@ -10,6 +10,7 @@ import pandas as pd
 import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 _COLOURS = sns.color_palette("colorblind")
 PALETTE = {name: _COLOURS[k] for k, name in enumerate(("loo", "ats", "if", "gd", "gc"))}  # one colour per method
@@ -240,6 +241,14 @@ def plot_proponents(top: xr.DataArray, task: Any, test: int, *, axes: np.ndarray
                 ax.set(xticks=[], yticks=[])
                 ax.spines[:].set(linewidth=4, color=colour(str(top.method.item())))
     return axes
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Show a figure with an alt text that says what is seen, for readers who cannot see it."""
+    from IPython.display import display
+
+    display(figure, metadata={"image/png": {"alt": alt}})
+    plt.close(figure)  # else it is shown again at the end of the cell
 
 
 def _long(table: xr.Dataset, name: str) -> pd.DataFrame:
