@@ -24,9 +24,9 @@ def _one_sign(draws: np.ndarray) -> float:
     return (signs == signs[0]).all(0).mean()
 
 
-def _noisy(draws: np.ndarray, size: Callable = abs) -> float:
+def _noisy(draws: np.ndarray) -> float:
     """Share of the pairs with std > |mean| over the draws, (draw, train, test)."""
-    return (draws.std(0, ddof=1) > size(draws.mean(0))).mean()
+    return (draws.std(0, ddof=1) > abs(draws.mean(0))).mean()
 
 
 def _left(tau: np.ndarray, judges: np.ndarray) -> float:
@@ -70,7 +70,7 @@ EXERCISES: dict[str, Exercise] = {
         _COUNTED: lambda tau: 1 - _one_sign(tau.values),
     }),
     "02.2": Exercise(lambda tau: _noisy(by_member(tau).values), {
-        "A mean below zero is not small for that: take |mean|.": lambda tau: _noisy(by_member(tau).values, np.positive),
+        "That is the share whose spread is the smaller of the two.": lambda tau: 1 - _noisy(by_member(tau).values),
         _COUNTED: lambda tau: _noisy(tau.values),
     }),
     "03.1": Exercise(lambda tau: (tau[0].argmax(0) == tau[1].argmax(0)).mean(), {
@@ -100,7 +100,6 @@ EXERCISES: dict[str, Exercise] = {
         "That is Pearson's, of values: take ranks.":
             lambda tau: _correlation(by_member(tau).mean("member"), scipy.stats.pearsonr),
         "That is one training alone: average over all.": lambda tau: _correlation(by_member(tau)[0]),
-        "Average over the trainings first, then correlate.": lambda tau: _correlation(tau),
     }),
 }  # fmt: skip
 

@@ -53,13 +53,24 @@ def test_runner_leaves_store_and_executed_notebook(tmp_path, capfd):
     assert any(output.get("data", {}).get("image/png") for cell in executed.cells for output in cell.get("outputs", []))
 
 
+def made(folder, sampler, methods):
+    """A tiny store by another sampler."""
+    file = folder / f"{sampler}.yaml"
+    file.write_text(TINY + f"sampler: {sampler}\nmethods: {methods}\nstore: {file.with_suffix('.zarr')}\n")
+    Params.read(file).experiment().run()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*too few to judge")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, experiment, tmp_path):
     values = {
-        "00": {"experiment": str(experiment)},
-        "01": {"train_per_class": 2, "test_per_class": 2, "trainings": 5},
+        "00": {"store": str(experiment.with_suffix(".zarr"))},
+        "01": {"train_per_class": 2, "test_per_class": 2},
+        "02": {"store": str(experiment.with_suffix(".zarr")), "seeds": 2},
+        "03": {"store": str(experiment.with_suffix(".zarr"))},
+        "04": {"store": str(experiment.with_suffix(".zarr"))},
+        "05": {"store": str(tmp_path / "crossed.zarr")},
         "10": {"store": str(experiment.with_suffix(".zarr"))} | dict(_pairs(TINY)),
         "20": {"store": str(experiment.with_suffix(".zarr")), "export": str(tmp_path / "trusted.csv")},
         "21": {"store": str(experiment.with_suffix(".zarr"))},
@@ -75,12 +86,11 @@ def test_notebook_runs(path, experiment, tmp_path):
     if path.stem[:2] == "26":
         pytest.importorskip("captum")
         pytest.importorskip("kronfluence")
+    if path.stem[:2] == "05":
+        made(tmp_path, "crossed", "[loo, gd, gc]")
     if path.stem[:2] == "23":
         for name in ("crossed", "deep_ensemble", "sgld"):
-            file = tmp_path / f"{name}.yaml"
-            text = TINY + f"sampler: {name}\nmethods: [loo, gd]\n"
-            file.write_text(text + f"store: {file.with_suffix('.zarr')}\n")
-            Params.read(file).experiment().run()
+            made(tmp_path, name, "[loo, gd]")
         values |= {"crossed": str(tmp_path / "crossed.yaml"), "runs": str(tmp_path / "{}.yaml")}
     papermill.execute_notebook(path, tmp_path / path.name, values, cwd=tmp_path, **RUN)
 

@@ -15,9 +15,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from tdalib import attribute, attributors, models
+from tdalib import attribute, attributors, example, models, stats, verdict
 from tdalib.data import ROOT, places
 
+PAGES = [ROOT / "README.md", *(ROOT / f"notebooks/{name}.md" for name in ("methods", "models_and_data", "posteriors"))]
+PAGES.append(ROOT / "notebooks/running.md")
 CONDA_NAMES = {"torch": "pytorch"}
 
 
@@ -63,8 +65,9 @@ def test_citation_names_the_paper():
 
 
 @pytest.mark.slow
-def test_readme_code_runs(monkeypatch, tmp_path):
-    """Every Python block of the README, in order, in one namespace; with a folder of photos where it has one."""
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_code_of_readme_and_pages_runs(path, monkeypatch, tmp_path):
+    """Every Python block of a page, in order, in one namespace; with a folder of photos where it has one."""
     monkeypatch.setattr(plt, "show", lambda: None)
     monkeypatch.setattr(places, "ROOT", tmp_path)
     for animal, colour in (("cat", "grey"), ("dog", "brown")):
@@ -73,19 +76,46 @@ def test_readme_code_runs(monkeypatch, tmp_path):
             Image.effect_noise((40 + 5 * k, 50), 10 * k + len(animal + colour)).save(
                 tmp_path / "photos" / animal / f"{k}.jpg"
             )
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
-    assert len(blocks) >= 3
+    blocks = re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.S)
     names = {}
-    with patch.dict(models.MODELS), patch.dict(attributors.METHODS):  # the README registers its own
+    with patch.dict(models.MODELS), patch.dict(attributors.METHODS):  # a page registers its own
         for block in blocks:
-            exec(compile(block, "README.md", "exec"), names)  # noqa: S102
+            exec(compile(block, path.name, "exec"), names)  # noqa: S102
     plt.close("all")
 
 
-def test_readme_commands_name_files_that_exist():
-    readme = (ROOT / "README.md").read_text()
-    for path in re.findall(r"(?:params|notebooks)/[\w/.-]+\.\w+", readme):
-        assert (ROOT / path).exists(), path
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "notebooks/teaching.md"], ids=lambda path: path.name)
+def test_pages_name_files_that_exist(path):
+    text = path.read_text()
+    for file in re.findall(r"(?:params|notebooks)/[\w/.-]+\.\w+", text):
+        assert (ROOT / file).exists(), file
+    for link in re.findall(r"\]\((?!http|#)([^)#]+)", text):
+        assert (path.parent / link).exists(), link
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 1200
+
+
+def test_numbers_of_the_readme_are_those_of_the_example():
+    readme, tau = (ROOT / "README.md").read_text(), example().tau
+
+    def told(value, low, high, scale=100):
+        digits = 0 if scale == 100 else 2
+        value, low, high = (f"{scale * number:.{digits}f}".replace("-", "−") for number in (value, low, high))
+        said = f"{value} % [{low}, {high}]" if scale == 100 else f"{value} [{low}, {high}]"
+        assert said in readme, said
+
+    table = verdict(example()).table
+    for row in ("noise", "noise of the largest 1 %", "trusted", "top 5 overlap"):
+        told(*(int(number) / 100 for number in re.findall(r"(\d+)%", table.loc["loo", row])))
+    told(*stats.summary(tau).loc[("gc", "std > |mean|"), ["value", "low", "high"]])
+    alike = stats.agreement(tau).sel(statistic="mean", kind="pearson").loc[{"method": "loo"}]
+    for method in ("gc", "if"):
+        told(*(float(alike[name].sel(other=method)) for name in ("correlation", "low", "high")), scale=1)
+    parts = stats.variance_components(example(crossed=True).tau).loc[{"method": "loo"}]
+    for kind in ("checkpoint", "init", "batch"):
+        told(*(float(parts[name].sel(source=kind)) for name in ("share", "share_low", "share_high")))
 
 
 PICKED = 'tau.loc[{"method": "loo"}]'
@@ -102,7 +132,7 @@ def source(path):
 def test_a_method_is_picked_as_a_dict_wherever_tau_is_shown():
     """By keyword, `sel` silently selects nothing: only the sentence that says so may hold it."""
     files = [
-        ROOT / "README.md",
+        *PAGES,
         *ROOT.glob("notebooks/*.ipynb"),
         *ROOT.glob("tdalib/**/*.py"),
         *ROOT.glob("tests/*.py"),
