@@ -1,11 +1,16 @@
-"""Checks of the exercises in the lessons (`notebooks/01` to `05`), which do not show the answer."""
+"""For the lessons, `notebooks/01` to `05`: checks of exercises, which do not show the answer, and sliders."""
 
 from collections.abc import Callable
+from io import BytesIO
 from typing import Any, NamedTuple
 
+import ipywidgets
+import matplotlib.pyplot as plt
 import numpy as np
 import scipy.stats
 import xarray as xr
+from IPython.display import display
+from matplotlib.figure import Figure
 
 from tdalib.stats import by_member
 
@@ -124,6 +129,25 @@ def check(number: str, answer: Any, *data: Any) -> None:
     if number not in EXERCISES:
         raise ValueError(f"exercise {number!r} is not known; choose from {', '.join(EXERCISES)}")
     print(f"{number}: {_said(EXERCISES[number], answer, data)}")
+
+
+def explore(draw: Callable[..., Figure], **controls: Any) -> None:
+    """Sliders, and under them the figure that `draw` makes of their values, by name.
+
+    A picture and no output widget: those hang now and then where papermill runs a notebook.
+    """
+    picture = ipywidgets.Image()
+
+    def redraw(_: Any = None) -> None:
+        figure, png = draw(**{name: control.value for name, control in controls.items()}), BytesIO()
+        figure.savefig(png, format="png", bbox_inches="tight")
+        plt.close(figure)
+        picture.value = png.getvalue()
+
+    for control in controls.values():
+        control.observe(redraw, "value")
+    redraw()
+    display(ipywidgets.VBox([*controls.values(), picture]))
 
 
 def _said(exercise: Exercise, answer: Any, data: tuple) -> str:

@@ -54,7 +54,10 @@ def from_scores(
     | kronfluence | `pairwise_scores.safetensors` | test,train | 1 |
     | traker | `traker.finalize_scores(name)` | train,test | 1 |
     | quanda | `explainer.explain(test_data, targets)` | test,train | 1 |
-    | bergson | `load_scores_loss_signed(path)` | train,test | -1 |
+    | bergson | `load_scores_loss_signed(path)[0]` | train,test | -1 |
+
+    traker averages over all trainings in its `save_dir`: give each seed its own. bergson's -1 holds where its command
+    wrote the scores, with a `config.yaml` beside them; where only `score_dataset` ran, the sign is 1.
 
     A sign is easily checked: a train point with a wrong label harms (τ < 0) the test points that look like it.
 

@@ -29,6 +29,7 @@ SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
 MINUTE = 60_000  # milliseconds
+PICTURES = "() => [...document.querySelectorAll('img.widget-image')].map(image => image.src).join()"
 IDLE = "() => window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status == 'idle'"
 
 pytestmark = [
@@ -85,14 +86,23 @@ def page(lab):
 
 def opened(page, lab, name):
     """The notebook in JupyterLab, its kernel ready."""
-    page.goto(f"{lab[0]}/lab/tree/notebooks/{name}.ipynb")
+    page.goto(f"{lab[0]}/lab/tree/notebooks/{name}.ipynb?reset")  # no other notebook is open
     page.locator(".jp-Notebook .jp-Cell").first.wait_for()
     page.wait_for_function(IDLE)
 
 
+def begin(page, command):
+    """A command of JupyterLab, which goes on."""
+    run = (
+        "command => { window.done = false; window.jupyterapp.commands.execute(command).then(() => window.done = true) }"
+    )
+    page.evaluate(run, command)
+
+
 def do(page, command):
     """A command of JupyterLab, until it is done."""
-    return page.evaluate("command => window.jupyterapp.commands.execute(command)", command)
+    begin(page, command)
+    page.wait_for_function("() => window.done", timeout=5 * MINUTE)
 
 
 def red(page):
@@ -103,9 +113,10 @@ def red(page):
 
 
 def move(page, k):
-    """Slider k, one step down, or up where it is lowest; a key may come before the slider listens."""
+    """Slider k, one step down, or up where it is lowest, until the figure changes; a key may come too early."""
     handle = page.locator(".noUi-handle").nth(k)
     handle.scroll_into_view_if_needed()
+    figure = page.evaluate(PICTURES)
     before, now, least = (handle.get_attribute(f"aria-value{name}") for name in ("text", "now", "min"))
     for _ in range(10):
         handle.focus()
@@ -115,7 +126,7 @@ def move(page, k):
             break
     else:
         raise AssertionError(f"slider {k} does not move")
-    page.wait_for_function(IDLE)
+    page.wait_for_function(f"before => ({PICTURES})() != before", arg=figure)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -130,6 +141,7 @@ def test_notebook_runs_and_its_sliders_move(path, lab, page, request):
         move(page, k)
         page.screenshot(path=lab[1] / f"{path.stem}_slider_{k}.png")
     assert not red(page) and not page.errors
+    do(page, "kernelmenu:shutdown")
 
 
 def test_interrupting_the_kernel_leaves_a_store_that_goes_on(lab, page):
@@ -140,12 +152,12 @@ def test_interrupting_the_kernel_leaves_a_store_that_goes_on(lab, page):
     notebook.cells[1].source += f"\n{own}"
     nbformat.write(notebook, path)
     opened(page, lab, path.stem)
-    page.evaluate("() => { window.done = window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
+    begin(page, "notebook:run-all-cells")
     while not any(store.glob("tau/c/*")):  # a first chunk is there, and more are to come
         page.wait_for_timeout(100)
     page.screenshot(path=lab[1] / "progress.png")
     do(page, "notebook:interrupt-kernel")
-    page.evaluate("() => window.done")
+    page.wait_for_function(IDLE)
     assert any("KeyboardInterrupt" in text for text in red(page))
     assert 0 < open_result(store).tau.notnull().mean() < 1
     do(page, "notebook:run-all-cells")

@@ -107,10 +107,14 @@ def same_and_right(result, own, trained):
     """τ of each seed is the library's own (train, test) and that of gd; the train point with the wrong label harms."""
     task, draws, gd = trained
     assert result.init_seed.values.tolist() == [draw.init_seed for draw in draws]
-    tau = result.tau.values[..., 0]
+    equal_and_signed(result.tau.values[..., 0], own, gd, task.y_test)
+
+
+def equal_and_signed(tau, own, exact, y_test):
+    """τ (seed, train, test) of the first seed is `own`, of all `exact`; the first point harms, the third helps."""
     np.testing.assert_array_equal(tau[0], own)
-    np.testing.assert_allclose(tau, gd, rtol=1e-3, atol=1e-6 * abs(gd).max())
-    alike = task.y_test == 0  # the class that the point looks like
+    np.testing.assert_allclose(tau, exact, rtol=1e-3, atol=1e-6 * abs(exact).max())
+    alike = y_test == 0  # the class that the point looks like
     assert (tau[:, 0, alike].mean(1) < 0).all() and (tau[:, 2, alike].mean(1) > 0).all()  # and one with the right label
 
 
@@ -189,6 +193,149 @@ def test_scores_of_kronfluence_are_its_own_and_those_of_gd(trained, tmp_path):
     same_and_right(result, first["all_modules"].T, trained)
     summed = sum(scores.double() for scores in second.values())
     np.testing.assert_allclose(result.tau[1, ..., 0], summed.T, rtol=1e-5, atol=1e-6)
+
+
+def gradients(function, parameters, inputs, labels):
+    """Of `function(input, label)` at each point, one after another, (point, P)."""
+    rows = [torch.autograd.grad(function(x, y), parameters) for x, y in zip(inputs, labels, strict=True)]
+    return torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
+
+
+def trak(draw, task, penalty):
+    """TRAK of the last layer in float64, (train, test): no projection, traker's scaling of gradients and inverse.
+
+    The model's output is the margin log p/(1 - p) of the label; Park et al. 2023, arXiv:2303.14186.
+    """
+    model = draw.module().double()
+    last = list(model[-1].parameters())
+    size = sum(p.numel() for p in last)
+
+    def margin(x, y):
+        logits = model(x[None])[0]
+        others = torch.arange(len(logits)) != y
+        return logits[y] - logits[others].logsumexp(0)
+
+    train, test = (
+        gradients(margin, last, x.double(), y) / size**0.5
+        for x, y in ((task.x_train, task.y_train), (task.x_test, task.y_test))
+    )
+    inverse = torch.linalg.inv(train.T @ train + penalty * torch.eye(size))
+    inverse = inverse / inverse.abs().mean()
+    probability = model(task.x_train.double()).softmax(1).gather(1, task.y_train[:, None])  # (train, 1)
+    return ((1 - probability) * (train @ inverse @ test.T)).detach().numpy()
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
+def test_scores_of_traker_are_its_own_and_those_of_autograd(trained, tmp_path):
+    traker = pytest.importorskip("trak")
+    projectors = pytest.importorskip("trak.projectors")
+    task, draws, _ = trained
+    train, test = (task.x_train, task.y_train), (task.x_test, task.y_test)
+
+    def finished(draw, folder, model_id=0):
+        model = draw.module()
+        last = [f"{len(model) - 1}.{name}" for name, _ in model[-1].named_parameters()]
+        exact = {"grad_wrt": last, "projector": projectors.NoOpProjector(device="cpu"), "use_half_precision": False}
+        quiet = {"save_dir": folder, "device": "cpu", "logging_level": 40}
+        one = traker.TRAKer(model, "image_classification", len(train[0]), lambda_reg=1.0, **exact, **quiet)
+        one.load_checkpoint(model.state_dict(), model_id)
+        one.featurize(train, num_samples=len(train[0]))
+        one.finalize_features()
+        one.start_scoring_checkpoint("test", model.state_dict(), model_id, len(test[0]))
+        one.score(test, num_samples=len(test[0]))
+        return one.finalize_scores("test")
+
+    scores = {draw.init_seed: finished(draw, tmp_path / f"seed{draw.init_seed}") for draw in draws}
+    result = from_scores(scores, "train,test")
+    exact = np.stack([trak(draw, task, penalty=1.0) for draw in draws])
+    same_and_right(result, finished(draws[0], tmp_path / "again"), (task, draws, exact))
+    mixed = finished(draws[1], tmp_path / "again", model_id=1)  # one folder for both: an average of them
+    assert abs(mixed - exact[1]).max() > 0.01 * abs(exact).max()
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
+def test_scores_of_quanda_are_its_own_and_those_of_gd(trained):
+    quanda = pytest.importorskip("quanda")
+    task, draws, _ = trained
+    train, _ = points(task)
+
+    def explained(draw):
+        options = {"loss_fn": torch.nn.CrossEntropyLoss(reduction="sum"), "sample_wise_grads_per_batch": True}
+        loaded = {"checkpoints": ["only"], "checkpoints_load_func": lambda model, _: 1.0}
+        explainer = quanda.CaptumTracInCP(draw.module(), train, batch_size=8, **loaded, **options)
+        return explainer.explain(task.x_test, task.y_test)
+
+    scores = {draw.init_seed: explained(draw) for draw in draws}
+    result = from_scores(scores, "test,train")
+    same_and_right(result, explained(draws[0]).T, trained)
+
+
+def sentences():
+    """Sentences of two classes and the token that names the class, (x, y) of train and of test; the first is wrong."""
+    y_train, y_test = torch.arange(8) % 2, torch.arange(5) % 2
+    x_train, x_test = (torch.stack([2 + y, 4 + torch.arange(len(y)) // 2 % 2, 2 + y], 1) for y in (y_train, y_test))
+    y_train[0] = 1
+    return (x_train, y_train), (x_test, y_test)
+
+
+def causal(transformers, seed, inputs, labels):
+    """A small language model, trained a little to end each sentence with the token of its class."""
+    shape = {"vocab_size": 8, "hidden_size": 16, "intermediate_size": 16}
+    layers = {"num_hidden_layers": 1, "num_attention_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **layers))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(10):
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs).logits[:, -1], labels).backward()
+        optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize(("settings", "sign"), [(True, -1), (False, 1)], ids=["by its command", "without settings"])
+def test_scores_of_bergson_are_its_own_and_those_of_autograd(settings, sign, tmp_path):
+    """Of the linear maps below the last layer. It negates scores only where the settings of their command lie there."""
+    bergson = pytest.importorskip("bergson")
+    commands = pytest.importorskip("bergson.cli.commands")
+    load_scores_loss_signed = pytest.importorskip("bergson.data").load_scores_loss_signed
+    score_dataset = pytest.importorskip("bergson.score.score").score_dataset
+    datasets, tokenizers, transformers = map(pytest.importorskip, ("datasets", "tokenizers", "transformers"))
+    train, test = sentences()
+    for split, (x, y) in (("train", train), ("test", test)):
+        columns = {"input_ids": torch.cat([x, y[:, None]], 1), "labels": F.pad(y[:, None], (x.shape[1], 0), value=-100)}
+        datasets.Dataset.from_dict({name: c.tolist() for name, c in columns.items()}).save_to_disk(tmp_path / split)
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({str(k): k for k in range(8)}, unk_token="0"))
+
+    def scored(model, folder):
+        """The folder of the scores of this model."""
+        model.save_pretrained(folder / "model")
+        transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder / "model")
+        query, scores = (
+            bergson.IndexConfig(str(folder / name), model=str(folder / "model"), data=bergson.DataConfig(str(data)))
+            for name, data in (("query", tmp_path / "test"), ("scores", tmp_path / "train"))
+        )
+        plain, asked = bergson.PreprocessConfig(), bergson.ScoreConfig(query_path=query.run_path)
+        commands.Build(query, plain).execute()
+        if settings:
+            commands.Score(asked, scores, plain).execute()
+        else:
+            score_dataset(scores, asked, plain)
+        return scores.run_path
+
+    def gd(model):
+        def loss(x, y):
+            return F.cross_entropy(model(x[None]).logits[0, -1], y)
+
+        weights = [part.weight for part in model.model.modules() if isinstance(part, torch.nn.Linear)]
+        return gradients(loss, weights, *train) @ gradients(loss, weights, *test).T
+
+    models = {seed: causal(transformers, seed, *train) for seed in (0, 1)}
+    paths = {seed: scored(model, tmp_path / f"seed{seed}") for seed, model in models.items()}
+    result = from_scores({seed: load_scores_loss_signed(path)[0] for seed, path in paths.items()}, "train,test", sign)
+    own = sign * load_scores_loss_signed(paths[0])[0]
+    equal_and_signed(result.tau.values[..., 0], own, np.stack([gd(model) for model in models.values()]), test[1])
 
 
 def in_a_file(folder, *modules):
