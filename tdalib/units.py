@@ -65,9 +65,8 @@ class Work:
             with warnings.catch_warnings(action="ignore", category=SlowerPath):  # notice was given
                 other = differs(self.expected, probe(self))
             if other:
-                cause = "something that workers do not have (a setting, a module that was changed since)"
                 said = f"in a worker the {other} of a few points are others than in this process"
-                raise ValueError(f"{said}: they depend on {cause}; hand that to the function itself")
+                raise ValueError(f"{said}: hand a setting or a changed module to the function itself")
         return self.prepared()
 
     @property
