@@ -73,11 +73,8 @@ def check_network(build: Build, task: Task, seed: int) -> Behaviour:
     if not _alike(beside_some, beside_others, SAME_SHAPE * scale):
         raise ValueError(f"in training the model gives a point other outputs beside others; {remedy}")
     losses = _check_objective(task.objective, given, targets)
-    return {
-        "outputs": _some_of(given),
-        "outputs in training": _some_of(in_training),
-        "losses at the start": losses.cpu().numpy(),
-    }
+    found = {"outputs": _some_of(given), "outputs in training": _some_of(in_training)}
+    return found | {"losses at the start": losses.cpu().numpy()}
 
 
 def differs(before: Mapping[str, Any], now: Behaviour) -> str | None:

@@ -72,8 +72,7 @@ class Work:
     @property
     def blocks(self) -> list[slice]:
         """The removals of each chunk."""
-        count = len(self.removals)
-        return [slice(first, min(first + TRAIN_BLOCK, count)) for first in range(0, count, TRAIN_BLOCK)]
+        return [slice(first, first + TRAIN_BLOCK) for first in range(0, len(self.removals), TRAIN_BLOCK)]
 
     def chunk(self, name: str, member: int, block: int = 0, method: str | None = None) -> tuple[int, ...]:
         """Where a chunk of a variable lies, counted along each of its dims."""
