@@ -26,11 +26,10 @@ EPSILON = 1e-6  # share of a number itself: the rounding of float32, where many 
 SHAKEN = 0.05  # standard deviation, of what is 0 and relative to what is not
 MOST = 100  # numbers of a point that are noted
 
-Build = Callable[[Task, int], nn.Module]
 Behaviour = dict[str, np.ndarray]
 
 
-def check_network(build: Build, task: Task, seed: int) -> Behaviour:
+def check_network(build: Callable[[Task, int], nn.Module], task: Task, seed: int) -> Behaviour:
     """What a network gives on a few points, in use and in training, if it is one that can be attributed with.
 
     Raises

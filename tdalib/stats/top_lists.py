@@ -53,13 +53,13 @@ def top_k_stability(tau: xr.DataArray, k: int = 5) -> xr.Dataset:
     top = proponents(draws, k)
     one, other = np.triu_indices(members, 1)  # each pair of members once
     depths = np.arange(1, k + 1)
-    agreed = []  # of each depth, the share of one list that is in the other, (test, method, pair of members)
-    for depth in depths:  # the last is k
-        shared = _shared(top[:, :depth], points)[..., one, other]
-        agreed.append(shared / depth)
+    held = (np.stack([in_top(member[:depth], points) for member in top], axis=2) for depth in depths)
+    # of each depth how many points two lists share, (test, method, pair of members); the last depth is k
+    shared = [(each @ each.swapaxes(2, 3))[..., one, other] for each in held]  # of (test, method, member, train)
     weights = (1 - PERSISTENCE) / PERSISTENCE * PERSISTENCE**depths
     weights[-1] += PERSISTENCE**k
-    values = {"overlap": agreed[-1], "jaccard": shared / (2 * k - shared), "rbo": np.stack(agreed, -1) @ weights}
+    values = {"overlap": shared[-1] / depths[-1], "jaccard": shared[-1] / (2 * k - shared[-1])}
+    values["rbo"] = np.stack(shared, -1) / depths @ weights
     complete = draws.notnull().all(("member", "train"))  # (test, method)
     table = xr.Dataset({name: (complete.dims, v.mean(-1)) for name, v in values.items()}).where(complete)
     common = np.arange(k + 1)
@@ -85,25 +85,21 @@ def top_k_survival(tau: xr.DataArray, k: int = 5, *, level: float = 0.9) -> xr.D
     draws = member_draws(tau, at_least=2)
     points = draws.sizes["train"]
     check_length(k, points)
-    complete = draws.notnull().all(("member", "train")).transpose("test", "method")
-    lists = xr.DataArray(_shared(proponents(draws, k), points) / k, dims=("test", "method", "member", "other"))
-    shared = lists.where(complete).mean("test").values  # (method, member, other)
+    held = np.stack([in_top(member, points) for member in proponents(draws, k)])  # (member, test, method, train)
+    complete = draws.notnull().all(("member", "train"))  # (test, method)
+    shared = np.einsum("atmj,btmj,tm->abm", held, held, complete.transpose("test", "method")) / k
+    count = complete.sum("test").values
+    shared /= np.where(count > 0, count, np.nan)  # (member, other, method)
 
     def overlap(members: np.ndarray) -> np.ndarray:
         one, other = np.triu_indices(len(members), 1)
-        return shared[:, members[one], members[other]].mean(1)
+        return shared[members[one], members[other]].mean(0)
 
     members = np.arange(len(draws))
     value, half = overlap(members), half_width(overlap, members, level)
     values = {"value": value, "low": (value - half).clip(0), "high": (value + half).clip(max=1)}
     table = xr.Dataset({name: ("method", v) for name, v in values.items()}, {"method": draws.method.values})
     return table.assign_attrs(k=k, chance=k / points, members=len(draws), level=level)
-
-
-def _shared(top: xr.DataArray, points: int) -> np.ndarray:
-    """How many points two members' lists share: (member, rank, test, method) → (test, method, member, other)."""
-    held = np.stack([in_top(member, points) for member in top], axis=2)  # (test, method, member, train)
-    return held @ held.swapaxes(2, 3)
 
 
 def in_top(top: xr.DataArray, points: int) -> np.ndarray:
