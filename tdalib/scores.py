@@ -107,10 +107,8 @@ def _matrix(seed: int, given: Any) -> np.ndarray:
     if isinstance(given, Tensor):
         given = given.detach().cpu()
         given = given.double() if given.is_floating_point() else given  # numpy has no bfloat16
-    try:
+    with said_as(f"scores: seed {seed}: a matrix of real numbers is needed"):
         values = np.asarray(given)
-    except ValueError:  # rows of different lengths
-        values = np.array(None)
     if values.ndim != 2 or 0 in values.shape or values.dtype.kind not in "fiu":
         what = f"shape {values.shape} and type {values.dtype}"
         raise ValueError(f"scores: seed {seed}: a matrix of real numbers is needed, not {what}")

@@ -275,10 +275,9 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        why = f"it cannot be written ({error.strerror or error}); choose another place"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             why = "the disk is full; make room, and the same run goes on from here"
-        else:
-            why = f"it cannot be written ({error.strerror or error}); choose another place"
         raise OSError(f"store {path}: {why}") from None
 
 

@@ -9,7 +9,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -156,8 +156,7 @@ def _sweep() -> None:
             for left in (folder, *SHARED_MEMORY.glob(f"joblib_memmapping_folder_{process}_*")):
                 shutil.rmtree(left, ignore_errors=True)
             for left in SHARED_MEMORY.glob(f"sem.loky-{process}-*"):
-                with suppress(OSError):
-                    left.unlink()
+                left.unlink(missing_ok=True)
 
 
 def _with_cluster(work: Any, jobs: int, scheduler: str, cleared: ExitStack) -> Shared:

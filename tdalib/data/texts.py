@@ -73,9 +73,8 @@ def from_texts(
         raise ValueError("labels and test_labels: one is None; give both, or none for an objective such as next_token")
     if labels is None and (objective is None or objectives.get(objective).targets_of is None):
         raise ValueError("labels: None is for an objective about the texts themselves, such as next_token")
-    if labels is None:
-        y, y_test = np.zeros(len(given["train"])), np.zeros(len(given["test"]))
-    else:
+    y, y_test = np.zeros(len(given["train"])), np.zeros(len(given["test"]))
+    if labels is not None:
         y, y_test, classes = _classes(labels, test_labels, classes)
     facts = {"text": (given["train"], given["test"])} | (facts or {})
     index = {"train_index": train_index, "test_index": test_index}
