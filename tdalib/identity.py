@@ -69,20 +69,17 @@ def other_than_seeds(made: Made, first: Made) -> str | None:
 
 
 def _in_facts(made: Made, asked: Made, beside: str = "") -> str | None:
-    """Which fact, but for one, is another; or what network, loss or method of the same name did otherwise."""
+    """Which fact, but for one, is another; or which code of the same name did otherwise."""
     for fact, other in FACTS.items():
         if fact != beside and made[fact] != asked[fact]:
             return other
-    for name in set(methods(made)) & set(methods(asked)):
-        if made["units"][name] != asked["units"][name]:
-            return f"{name} in {made['units'][name]}, not in {asked['units'][name]}"
     behaviour = {key: np.asarray(values) for key, values in asked["behaviour"].items()}
     changed = differs(made["behaviour"], behaviour)
     return f"code that gave other {changed} on a few points" if changed else None
 
 
 def _in_params(made: Made, asked: Made, beside: set[str]) -> str | None:
-    """The first of the params, beside some, that are others."""
+    """The first of the params, beside some, that are others; or what a method of the same name is told or gives."""
     before, now = made["params"], asked["params"]
     for key in sorted((before.keys() | now.keys()) - beside):
         if before.get(key) != now.get(key):
@@ -91,6 +88,8 @@ def _in_params(made: Made, asked: Made, beside: set[str]) -> str | None:
         was, wanted = (_options(each).get(name, {}) for each in (made, asked))
         if was != wanted:
             return f"method_options of {name}: {was}, not {wanted}"
+        if made["units"][name] != asked["units"][name]:
+            return f"{name} in {made['units'][name]}, not in {asked['units'][name]}"
     return None
 
 
