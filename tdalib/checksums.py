@@ -51,7 +51,7 @@ def damaged_metadata(path: Path) -> list[str]:
 
 def copy_metadata(path: Path) -> None:
     """Keep a copy of the metadata as they are now."""
-    content = json.dumps({name: text.decode("latin-1") for name, text in _metadata(path).items()}).encode()
+    content = json.dumps(_metadata(path)).encode()
     draft = path / f"{COPY}.partial"
     draft.write_bytes(content + google_crc32c.value(content).to_bytes(4, "little"))
     draft.replace(path / COPY)
@@ -66,19 +66,17 @@ def restore_metadata(path: Path) -> list[str]:
     copies = _copies(path) or {}
     for name in names:
         (path / name).parent.mkdir(exist_ok=True)
-        (path / name).write_bytes(copies[name]) if name in copies else (path / name).unlink()
+        (path / name).write_bytes(copies[name].encode("latin-1")) if name in copies else (path / name).unlink()
     return names
 
 
-def _metadata(path: Path) -> dict[str, bytes]:
-    """The metadata files, of the root and of each array."""
+def _metadata(path: Path) -> dict[str, str]:
+    """The metadata files, of the root and of each array; a letter is a byte."""
     files = sorted([*path.glob("zarr.json"), *path.glob("*/zarr.json")])
-    return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
+    return {file.relative_to(path).as_posix(): file.read_bytes().decode("latin-1") for file in files}
 
 
-def _copies(path: Path) -> dict[str, bytes] | None:
+def _copies(path: Path) -> dict[str, str] | None:
     """What the copy holds; None where it is damaged."""
     content = (path / COPY).read_bytes()
-    if not is_intact(content):
-        return None
-    return {name: text.encode("latin-1") for name, text in json.loads(content[:-4]).items()}
+    return json.loads(content[:-4]) if is_intact(content) else None

@@ -16,8 +16,9 @@ import xarray as xr
 from tqdm import tqdm
 
 from tdalib import attributors, removals, result, stats, store
-from tdalib.behaviour import Behaviour, same_start
+from tdalib.behaviour import Behaviour
 from tdalib.data import resolve
+from tdalib.networks import fingerprint
 from tdalib.options import Workers, check, one_line
 from tdalib.plan import COLUMNS, measure, table
 from tdalib.samplers import Posterior
@@ -135,8 +136,7 @@ class Experiment:
     def _filled(self, path: Path) -> xr.Dataset:
         """What is asked for, from the store at `path`, what was missing computed."""
         work = replace(self._work, columns=store.columns(path, self._empty), expected=self._behaviour)
-        is_done = partial(store.is_done, path)
-        if any(work.pending(is_done)) or not store.is_whole(path, self._empty):
+        if any(work.pending(partial(store.is_done, path))) or not store.is_whole(path, self._empty):
             with parallel(work, work.device, self.workers, self.scheduler) as (pool, shared), store.held(path):
                 store.create(path, self._empty)
                 if store.columns(path, self._empty) != work.columns:
@@ -245,8 +245,9 @@ def accuracy(posterior: Posterior) -> xr.DataArray:
 
 def _check_start(posterior: Posterior) -> None:
     """Refuse members that would be the same training, as their network starts from the same weights."""
-    members, task = posterior.members, posterior.task
-    if not same_start(posterior.build, task, list(dict.fromkeys(m.init_seed for m in members))):
+    members, seeds = posterior.members, list(dict.fromkeys(m.init_seed for m in posterior.members))
+    starts = [fingerprint(posterior.build(posterior.task, seed).state_dict()) for seed in seeds[:2]]
+    if len(seeds) == 1 or starts[0] != starts[1]:
         return
     fixed = "the model starts from the same weights whatever the seed"
     if len({m.batch_seed for m in members}) < len(members):

@@ -36,9 +36,8 @@ def difference(made: Made, asked: Made) -> str | None:
         return other
     if any(was != now for was, now in zip(made["seeds"], asked["seeds"], strict=False)):
         return f"seeds: {made['seeds']}, not {asked['seeds']}"
-    for fact, other in FACTS.items():
-        if made[fact] != asked[fact]:
-            return other
+    if other := _in_facts(made, asked):
+        return other
     retraining = [name for name, scope in (made["scopes"] | asked["scopes"]).items() if scope == "retrain"]
     if len(retraining) > 1:
         return f"the losses of {retraining[0]}; {retraining[1]} retrains too"
@@ -47,7 +46,7 @@ def difference(made: Made, asked: Made) -> str | None:
         return f"members: {members(made)}, and {min(whole)} needs all of them, not {members(asked)}"
     if members(asked) > members(made) and (left := set(of_all_members(made)) - set(methods(asked))):
         return f"{min(left)}, which sees all members: to have more of them, ask for it too"
-    return _in_code(made, asked)
+    return None
 
 
 def other_than_seeds(made: Made, first: Made) -> str | None:
@@ -59,10 +58,7 @@ def other_than_seeds(made: Made, first: Made) -> str | None:
             return f"methods: {methods(made)}, without {name}"
         if name in of_all_members(first):
             return f"{name}, which sees all members of a run"
-    for fact in FACTS.keys() - {"model_sha256"}:
-        if made[fact] != first[fact]:
-            return FACTS[fact]
-    if other := _in_code(made, first):
+    if other := _in_facts(made, first, beside="model_sha256"):
         return other
     for role, what in enumerate(("initialisation", "batch order")):
         held, others = ({of_member[role] for of_member in each["seeds"]} for each in (made, first))
@@ -72,18 +68,18 @@ def other_than_seeds(made: Made, first: Made) -> str | None:
     return None
 
 
-def _in_code(made: Made, asked: Made) -> str | None:
-    """What network, loss or method of the same name did otherwise."""
-    for name in set(methods(made)) & set(methods(asked)):
-        if made["units"][name] != asked["units"][name]:
-            return f"{name} in {made['units'][name]}, not in {asked['units'][name]}"
+def _in_facts(made: Made, asked: Made, beside: str = "") -> str | None:
+    """Which fact, but for one, is another; or which code of the same name did otherwise."""
+    for fact, other in FACTS.items():
+        if fact != beside and made[fact] != asked[fact]:
+            return other
     behaviour = {key: np.asarray(values) for key, values in asked["behaviour"].items()}
     changed = differs(made["behaviour"], behaviour)
     return f"code that gave other {changed} on a few points" if changed else None
 
 
 def _in_params(made: Made, asked: Made, beside: set[str]) -> str | None:
-    """The first of the params, beside some, that are others."""
+    """The first of the params, beside some, that are others; or what a method of the same name is told or gives."""
     before, now = made["params"], asked["params"]
     for key in sorted((before.keys() | now.keys()) - beside):
         if before.get(key) != now.get(key):
@@ -92,6 +88,8 @@ def _in_params(made: Made, asked: Made, beside: set[str]) -> str | None:
         was, wanted = (_options(each).get(name, {}) for each in (made, asked))
         if was != wanted:
             return f"method_options of {name}: {was}, not {wanted}"
+        if made["units"][name] != asked["units"][name]:
+            return f"{name} in {made['units'][name]}, not in {asked['units'][name]}"
     return None
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tdalib.registry import Registry
+from tdalib.options import Registry
 
 IGNORED = -100  # the target of a token that is not to be predicted, as torch has it
 SMALLEST = 1e-150  # square root of a probability whose inverse is used: a loss of 690 nats

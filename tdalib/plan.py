@@ -70,8 +70,6 @@ def timed(call: Callable, *arguments: Any) -> tuple[Any, Cost]:
     start = perf_counter()
     value = call(*arguments)
     seconds = perf_counter() - start
-    if torch.cuda.is_initialized():
-        peak = torch.cuda.max_memory_reserved()
-    else:
-        peak = getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    of_process = getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = torch.cuda.max_memory_reserved() if torch.cuda.is_initialized() else of_process
     return value, Cost(seconds, peak / 1e9)

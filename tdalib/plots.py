@@ -47,9 +47,8 @@ def plot_noise_share(summary: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax = sns.barplot(x=share.index, y=share.value, hue=share.index, palette=tints, errorbar=None, ax=ax)
     for k, (value, low, high) in enumerate(share[["value", "low", "high"]].to_numpy()):
         ax.plot([k, k], [low, high], color="0.2", linewidth=1.2)
-        ax.text(
-            k, np.nanmax([value, high]), f"{value:.0%}" if value > 0.01 else f"{value:.1%}", ha="center", va="bottom"
-        )
+        said = f"{value:.0%}" if value > 0.01 else f"{value:.1%}"
+        ax.text(k, np.nanmax([value, high]), said, ha="center", va="bottom")
     ax.set(xlabel="method", ylabel="share of pairs, std > |mean|", ylim=(0, 1.08))
     return ax
 

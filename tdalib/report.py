@@ -5,7 +5,7 @@ import json
 import sys
 import warnings
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +15,6 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 import xarray as xr
-from matplotlib.figure import Figure
 
 from tdalib import plots, stats
 from tdalib.attributors import METHODS
@@ -59,7 +58,8 @@ def write(store: Path | str, page: Path | str | None = None) -> Path:
         raise ValueError(f"store {store} is not finished; the run that made it goes on where it was")
     if len(set(tau.member.values)) < 2:
         raise ValueError(f"store {store} has one member; a report on what varies needs at least 2")
-    with matplotlib.rc_context({"figure.dpi": 110, "text.parse_math": False}), plt.ioff():
+    looks: dict = {"figure.dpi": 110, "figure.figsize": (6.4, 3.6), "savefig.bbox": "tight", "text.parse_math": False}
+    with matplotlib.rc_context(looks), plt.ioff():
         body = "\n".join(_sections(store, result, tau))
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(PAGE.substitute(title=escape(f"tdalib: {store.stem}"), body=body), encoding="utf-8")
@@ -72,14 +72,12 @@ def _sections(store: Path, result: xr.Dataset, tau: xr.DataArray) -> Iterator[st
     judged = verdict(tau)
     yield f"<h1>Can the attributions of {escape(store.stem)} be trusted?</h1>"
     yield "".join(map(_paragraph, judged.sentences[main]))
-    yield _paragraph(
-        f"This is said of {_named(main)}. {members} networks were trained from different seeds. For each of "
-        f"{tau.sizes['train']} removals and {tau.sizes['test']} test points a method says how much what is removed "
-        "helped at the test point (above 0: it helped). In brackets are intervals over trainings."
-    )
-    yield _table(
-        judged.table.T, "The verdict by method. The top train points of a test point are those that help it most."
-    )
+    said = f"This is said of {_named(main)}. {members} networks were trained from different seeds. For each of "
+    said += f"{tau.sizes['train']} removals and {tau.sizes['test']} test points a method says how much what is removed "
+    said += "helped at the test point (above 0: it helped). In brackets are intervals over trainings."
+    yield _paragraph(said)
+    caption = "The verdict by method. The top train points of a test point are those that help it most."
+    yield _table(judged.table.T, caption)
     if members > 2:
         yield from _size(tau, main)
     yield from _pairs(tau, main)
@@ -88,13 +86,10 @@ def _sections(store: Path, result: xr.Dataset, tau: xr.DataArray) -> Iterator[st
     if members > 3:
         yield from _seeds(tau, main)
     yield "<h2>What was computed</h2>"
-    params = json.loads(result.attrs["params"])
-    facts = {
-        name: json.dumps(value) if isinstance(value, dict | list) else str(value) for name, value in params.items()
-    }
-    yield _table(pd.DataFrame.from_dict(facts, orient="index", columns=["value"]), "The parameters of the experiment.")
-    methods = {name: _explained(name) for name in map(str, tau.method.values)}
-    yield _table(pd.DataFrame.from_dict(methods, orient="index", columns=["what it is"]), "The methods.")
+    params = {"value": json.loads(result.attrs["params"])}
+    yield _table(pd.DataFrame(params, dtype=object), "The parameters of the experiment.")
+    methods = {"what it is": {name: _explained(name) for name in map(str, tau.method.values)}}
+    yield _table(pd.DataFrame(methods), "The methods.")
 
 
 def _size(tau: xr.DataArray, main: str) -> Iterator[str]:
@@ -102,14 +97,11 @@ def _size(tau: xr.DataArray, main: str) -> Iterator[str]:
     yield "<h2>Are only small attributions noisy?</h2>"
     one = sizes.sel({"method": main})
     largest, *_, every = (percent(one.rename(noise="value").isel(share=k)) for k in range(one.sizes["share"]))
-    said = (
-        f"By {_named(main)} {every} of all pairs vary more between trainings than they differ from 0; of the "
-        f"largest {float(one.share[0]):.0%}, chosen in another training, {largest}."
-    )
+    said = f"By {_named(main)} {every} of all pairs vary more between trainings than they differ from 0; "
+    said += f"of the largest {float(one.share[0]):.0%}, chosen in another training, {largest}."
     yield _paragraph(said)
-    fig, ax = plt.subplots(figsize=(6.4, 3.4))
-    plots.plot_noise_by_size(sizes, ax=ax)
-    yield _figure(fig, f"A line for each method over the share of the largest pairs. {said}")
+    alt = f"A line for each method over the share of the largest pairs. {said}"
+    yield _figure(alt, lambda ax: plots.plot_noise_by_size(sizes, ax=ax))
 
 
 def _pairs(tau: xr.DataArray, main: str) -> Iterator[str]:
@@ -121,18 +113,15 @@ def _pairs(tau: xr.DataArray, main: str) -> Iterator[str]:
         shown = pairs.head(LISTED)[["train", "test", *named, "mean", "low", "high", "snr"]]
         shown = shown.rename(columns={"snr": "|mean| / std"}).reset_index(drop=True)
         text = shown.map(lambda value: f"{value:.3g}" if isinstance(value, float) else str(value))
-        yield _table(
-            text,
-            f"The clearest {len(text)} of {len(pairs):,} pairs whose sign can be trusted by {_named(main)}. Numbers "
-            "are multiples of what moves the test point, intervals at 95 %.",
-        )
+        clearest = f"The clearest {len(text)} of {len(pairs):,} pairs whose sign can be trusted by {_named(main)}."
+        unit = "Numbers are multiples of what moves the test point, intervals at 95 %."
+        yield _table(text, f"{clearest} {unit}")
     else:
         yield _paragraph(f"By {_named(main)} no pair is listed, {pairs.attrs['empty'][main]}.")
-    fig, ax = plt.subplots(figsize=(6.4, 3.6))
     table = stats.per_pair(tau.loc[{"method": [main]}])
-    plots.plot_trust_map(table, main, ax=ax)
-    noise = float(table.noise_dominated.sel({"method": main}).mean())
-    yield _figure(fig, f"A map of all pairs: blue stands out from the seed's noise, red ({noise:.0%}) does not.")
+    noise = float(table.noise_dominated.mean())
+    alt = f"A map of all pairs: blue stands out from the seed's noise, red ({noise:.0%}) does not."
+    yield _figure(alt, lambda ax: plots.plot_trust_map(table, main, ax=ax))
 
 
 def _truth(tau: xr.DataArray) -> Iterator[str]:
@@ -142,25 +131,20 @@ def _truth(tau: xr.DataArray) -> Iterator[str]:
     said = "Correlation of each estimate's mean with leave-one-out retraining: "
     said += ", ".join(f"{name} {value:.2f}" for name, value in values.items())
     yield _paragraph(f"{said}. An estimate that hardly depends on the seed can still be far from it.")
-    fig, ax = plt.subplots(figsize=(6, 3.6))
-    plots.plot_ceiling(ceiling, ax=ax)
-    yield _figure(fig, f"Bars: {said}.")
+    yield _figure(f"Bars: {said}.", lambda ax: plots.plot_ceiling(ceiling, ax=ax))
 
 
 def _seeds(tau: xr.DataArray, main: str) -> Iterator[str]:
     power = stats.power(tau)
     yield "<h2>How many trainings would be needed?</h2>"
     pilot, one = power.attrs["pilot"], power.sel({"method": main})
-    double = one.rename(predicted="value").sel(members=2 * pilot)
-    said = (
-        f"By {_named(main)} {pilot} trainings list {float(one.found.sel(members=pilot)):.0%} of the pairs; {2 * pilot} "
-        f"would list about {percent(double)} (for {pilot} the forecast is off by {float(one.misfit):+.1%})."
-    )
+    found, double = float(one.found.sel(members=pilot)), one.rename(predicted="value").sel(members=2 * pilot)
+    said = f"By {_named(main)} {pilot} trainings list {found:.0%} of the pairs; {2 * pilot} would list about "
+    said += f"{percent(double)} (for {pilot} the forecast is off by {float(one.misfit):+.1%})."
     yield _paragraph(said)
-    fig, ax = plt.subplots(figsize=(6.4, 3.8))
-    plots.plot_power(power, ax=ax)
-    ax.set_ylabel("share of pairs whose sign is listed")
-    yield _figure(fig, f"The share of pairs listed over the number of trainings, found and forecast. {said}")
+    alt = f"The share of pairs listed over the number of trainings, found and forecast. {said}"
+    label = "share of pairs whose sign is listed"
+    yield _figure(alt, lambda ax: plots.plot_power(power, ax=ax).set_ylabel(label))
 
 
 def _named(method: str) -> str:
@@ -177,9 +161,11 @@ def _paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>"
 
 
-def _figure(fig: Figure, alt: str) -> str:
+def _figure(alt: str, draw: Callable) -> str:
+    fig, ax = plt.subplots()
+    draw(ax)
     file = BytesIO()
-    fig.savefig(file, bbox_inches="tight")
+    fig.savefig(file)
     plt.close(fig)
     return f'<img src="data:image/png;base64,{b64encode(file.getvalue()).decode()}" alt="{escape(alt)}">'
 

@@ -26,15 +26,11 @@ DIMS = {
     "loss_without": ("sample", "train", "test"),
 }
 SIGN = "tau > 0: the train point helps; removing it raises the loss at the test point"
-PACKAGES = ("torch", "torchvision", "transformers", "peft", "numpy", "scipy", "xarray", "zarr")
+PACKAGES = ("tdalib", "torch", "torchvision", "transformers", "peft", "numpy", "scipy", "xarray", "zarr")
 
 
 def template(
-    posterior: Posterior,
-    removals: Removals,
-    methods: dict[str, Method],
-    params: dict,
-    behaviour: Behaviour | None = None,
+    posterior: Posterior, removals: Removals, methods: dict[str, Method], params: dict, behaviour: Behaviour
 ) -> xr.Dataset:
     """The labelled, empty result: the one place that owns dims, coordinates and attributes.
 
@@ -42,7 +38,7 @@ def template(
     ----------
     params : dict
         What the result depends on; a store made with other params is refused.
-    behaviour : dict, optional
+    behaviour : dict
         What network and methods give on a few points; a store that was made with others is refused too.
 
     Returns
@@ -72,6 +68,8 @@ def template(
         coords["size"] = ("train", np.array([len(points) for points in removals.sets]))
         coords |= _labels("point", task.train.labels)
     network = posterior.build(task, posterior.members[0].init_seed).state_dict()
+    # its instructions decide in which order numbers are summed
+    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     facts = {
         "sign": SIGN,
         "units": units,
@@ -80,11 +78,11 @@ def template(
         "model_sha256": fingerprint(network),
         "labels_sha256": _digest(coords),
         "removed_sha256": sha256(variables["removed"][1].tobytes()).hexdigest() if "removed" in variables else "",
-        "behaviour": json.dumps({name: values.tolist() for name, values in (behaviour or {}).items()}),
+        "behaviour": json.dumps({name: values.tolist() for name, values in behaviour.items()}),
         "seeds": json.dumps([[m.init_seed, m.batch_seed] for m in posterior.members]),
         "scopes": json.dumps({name: method.scope for name, method in methods.items()}),
         "renormalise": int(removals.renormalise),  # 1: batches are divided by their kept weight
-        "versions": json.dumps(_versions()),
+        "versions": json.dumps({name: version(name) for name in PACKAGES} | {"cpu": cpu}),
         "git_revision": _revision(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -110,17 +108,9 @@ def _digest(coords: dict[str, tuple]) -> str:
     return sha256(json.dumps(said).encode()).hexdigest()
 
 
-def _versions() -> dict[str, str]:
-    """Of the packages, and of the processor: its instructions decide in which order numbers are summed."""
-    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return {"tdalib": version("tdalib")} | {name: version(name) for name in PACKAGES} | {"cpu": cpu}
-
-
 def _revision() -> str:
     """The git revision of the source, with '+' when it holds uncommitted changes."""
-    if ROOT is None:
-        return "unknown"
-    try:
+    try:  # without a checkout ROOT is None, and git fails
         git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty=+"]
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -88,14 +88,9 @@ def from_scores(
         raise ValueError(f"scores: the matrices differ in shape, {sorted(shapes)}; they must be of the same points")
     tau = sign * np.stack(list(matrices.values()))  # (seed, …)
     tau = tau if layout == "train,test" else tau.swapaxes(1, 2)
-    seeds = np.array(list(scores))
-    provenance = {
-        "member": np.arange(len(seeds)),
-        "checkpoint": np.ones_like(seeds),
-        "init_seed": seeds,
-        "batch_seed": seeds,
-    }
-    coords: dict[str, Any] = {name: ("sample", values) for name, values in provenance.items()}
+    seeds = list(scores)
+    coords: dict[str, Any] = {"member": ("sample", np.arange(len(seeds))), "checkpoint": ("sample", [1] * len(seeds))}
+    coords |= {"init_seed": ("sample", seeds), "batch_seed": ("sample", seeds)}
     coords |= {"method": [method]} | _labels(labels or {}, {"train": tau.shape[1], "test": tau.shape[2]})
     if len({matrix.tobytes() for matrix in matrices.values()}) < len(matrices):
         raise ValueError("scores: some matrices are the same; each must come from a training of its own")
@@ -110,14 +105,13 @@ def _matrix(seed: int, given: Any) -> np.ndarray:
         path = resolve(given)
         if not path.is_file():
             raise FileNotFoundError(f"scores: seed {seed}: there is no file {path}")
-        given = _of_file(seed, path)
+        with said_as(f"scores: seed {seed}: {path} is no safetensors file of scores"):
+            given = torch.stack(list(load_file(path).values())).double().sum(0)  # of modules of one shape
     if isinstance(given, Tensor):
         given = given.detach().cpu()
         given = given.double() if given.is_floating_point() else given  # numpy has no bfloat16
-    try:
+    with said_as(f"scores: seed {seed}: a matrix of real numbers is needed"):
         values = np.asarray(given)
-    except ValueError:  # rows of different lengths
-        values = np.array(None)
     if values.ndim != 2 or 0 in values.shape or values.dtype.kind not in "fiu":
         what = f"shape {values.shape} and type {values.dtype}"
         raise ValueError(f"scores: seed {seed}: a matrix of real numbers is needed, not {what}")
@@ -126,13 +120,6 @@ def _matrix(seed: int, given: Any) -> np.ndarray:
     if not np.isfinite(values).all():
         raise ValueError(f"scores: seed {seed}: {np.sum(~np.isfinite(values))} of {values.size} scores are not finite")
     return values
-
-
-def _of_file(seed: int, path: Path) -> Tensor:
-    """The sum over the tensors of a safetensors file."""
-    with said_as(f"scores: seed {seed}: {path} is no safetensors file of scores"):
-        parts = torch.stack(list(load_file(path).values()))  # of one shape
-    return parts.double().sum(0)
 
 
 def _labels(labels: Mapping[str, Any], sizes: dict[str, int]) -> dict[str, tuple[str, np.ndarray]]:

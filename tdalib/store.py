@@ -6,7 +6,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -143,10 +143,9 @@ def check(path: Path, empty: xr.Dataset) -> None:
     if not path.exists():
         return
     _check_metadata(path)
-    try:
+    made: identity.Made = {}
+    with suppress(Exception):  # zarr raises what the content makes it raise
         made = _made(path)
-    except Exception:  # zarr raises what the content makes it raise
-        made = {}
     if "params" not in made:
         raise ValueError(f"store {path} exists and is not a tdalib store; choose another")
     if other := identity.difference(made, identity.read(empty.attrs)):
@@ -163,8 +162,7 @@ def open_result(path: Path | str) -> xr.Dataset:
     ValueError
         The folder is no store. Here or when the values are read: a chunk, which the sentence names, is damaged.
     """
-    path = resolve(path)
-    _check_there(path)
+    path = _there(path)
     _check_metadata(path)
     if not (path / "zarr.json").is_file() or "params" not in zarr.open_group(path, mode="r").attrs:
         raise ValueError(f"{path} is a folder, but not a tdalib store")
@@ -175,9 +173,12 @@ def open_result(path: Path | str) -> xr.Dataset:
     return result.assign_coords(result.coords.to_dataset().load().coords)
 
 
-def _check_there(path: Path) -> None:
+def _there(path: Path | str) -> Path:
+    """The folder called so."""
+    path = resolve(path)
     if not path.is_dir():
         raise FileNotFoundError(f"no store at {path}; make one: python -m tdalib.run params/{path.stem}.yaml")
+    return path
 
 
 def merge(paths: Sequence[Path | str]) -> xr.Dataset:
@@ -223,8 +224,7 @@ def _check_fill(path: Path) -> None:
     """Refuse a store in which a chunk that is not there would be read as a number."""
     for name, array in zarr.open_group(path, mode="r").arrays():
         if array.dtype == np.float32 and not np.isnan(array.fill_value):
-            filled = f"what {name} lacks would be read as {array.fill_value}, not as missing"
-            raise ValueError(f"store {path}: {filled}; make it again with another version of xarray or zarr")
+            raise ValueError(f"store {path}: what {name} lacks would be read as {array.fill_value}, not as missing")
 
 
 def write(path: Path, name: str, chunk: tuple[int, ...], values: np.ndarray) -> None:
@@ -246,8 +246,8 @@ def is_done(path: Path, name: str, chunk: tuple[int, ...]) -> bool:
 
 def damaged(path: Path | str) -> list[str]:
     """The chunks and metadata whose bytes are not those that were written, by their checksum; all is read."""
-    _check_there(resolve(path))
-    return checksums.damaged_metadata(resolve(path)) + checksums.damaged_chunks(resolve(path))
+    path = _there(path)
+    return checksums.damaged_metadata(path) + checksums.damaged_chunks(path)
 
 
 def repair(path: Path | str) -> list[str]:
@@ -255,8 +255,7 @@ def repair(path: Path | str) -> list[str]:
 
     The run which made the store computes the chunks again.
     """
-    path = resolve(path)
-    _check_there(path)
+    path = _there(path)
     with held(path):
         restored, removed = checksums.restore_metadata(path), checksums.damaged_chunks(path)
         for name in removed:
@@ -276,10 +275,9 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        why = f"it cannot be written ({error.strerror or error}); choose another place"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             why = "the disk is full; make room, and the same run goes on from here"
-        else:
-            why = f"it cannot be written ({error.strerror or error}); choose another place"
         raise OSError(f"store {path}: {why}") from None
 
 

@@ -65,16 +65,14 @@ class Work:
             with warnings.catch_warnings(action="ignore", category=SlowerPath):  # notice was given
                 other = differs(self.expected, probe(self))
             if other:
-                cause = "something that workers do not have (a setting, a module that was changed since)"
                 said = f"in a worker the {other} of a few points are others than in this process"
-                raise ValueError(f"{said}: they depend on {cause}; hand that to the function itself")
+                raise ValueError(f"{said}: hand a setting or a changed module to the function itself")
         return self.prepared()
 
     @property
     def blocks(self) -> list[slice]:
         """The removals of each chunk."""
-        count = len(self.removals)
-        return [slice(first, min(first + TRAIN_BLOCK, count)) for first in range(0, count, TRAIN_BLOCK)]
+        return [slice(first, first + TRAIN_BLOCK) for first in range(0, len(self.removals), TRAIN_BLOCK)]
 
     def chunk(self, name: str, member: int, block: int = 0, method: str | None = None) -> tuple[int, ...]:
         """Where a chunk of a variable lies, counted along each of its dims."""

@@ -31,12 +31,13 @@ class Verdict:
 
     def __str__(self) -> str:
         """The sentences, then the table."""
-        said = [f"{method}: {' '.join(lines)}" for method, lines in self.sentences.items()]
-        return "\n".join([*said, "", self.table.T.to_string()])
+        return self._said("{}: {}", self.table.T.to_string())
 
     def _repr_markdown_(self) -> str:
-        said = [f"- **{method}**: {' '.join(lines)}" for method, lines in self.sentences.items()]
-        return "\n".join([*said, "", self.table.T.to_html()])
+        return self._said("- **{}**: {}", self.table.T.to_html())
+
+    def _said(self, line: str, table: str) -> str:
+        return "\n".join([*(line.format(name, " ".join(said)) for name, said in self.sentences.items()), "", table])
 
 
 def verdict(result: xr.Dataset | xr.DataArray) -> Verdict:
@@ -63,8 +64,7 @@ def verdict(result: xr.Dataset | xr.DataArray) -> Verdict:
         It is no τ, or one member alone.
     """
     tau: Any = result["tau"] if isinstance(result, xr.Dataset) and "tau" in result else result
-    stats.check_tau(tau)
-    tau = stats.with_methods(tau).compute()
+    tau = stats.with_methods(stats.scaled(tau, scale=None)).compute()  # what is no τ is refused
     shares, signs = stats.summary(tau), stats.summary(stats.scaled(tau))
     with warnings.catch_warnings(action="ignore"):  # a list that is empty is 0 of the pairs
         listed = stats.trustworthy(tau, FDR, scale="test")
@@ -92,23 +92,18 @@ def verdict(result: xr.Dataset | xr.DataArray) -> Verdict:
         }
         if method in right and method != "loo":
             rows[method]["correlation with loo"] = f"{right[method]:.2f}"
-        sentences[method] = [
-            _of_signs(trusted["value"], rows[method]),
-            f"Of a test point's top {top.attrs['k']} train points {percent(overlap)} stay with another seed "
-            f"({top.attrs['chance']:.0%} by chance).",
-            f"Seeds needed until the sign of half of the pairs can be trusted: {enough[method]}.",
-        ]
+        stay = f"Of a test point's top {top.attrs['k']} train points {percent(overlap)} stay with another seed"
+        needed = f"Seeds needed until the sign of half of the pairs can be trusted: {enough[method]}."
+        by_chance = f"({top.attrs['chance']:.0%} by chance)"
+        sentences[method] = [_of_signs(trusted["value"], rows[method]), f"{stay} {by_chance}.", needed]
     return Verdict(pd.DataFrame.from_dict(rows, orient="index").fillna("–"), sentences)
 
 
 def _of_signs(share: float, row: dict[str, Any]) -> str:
     if share == 0:
-        said = f"0 of {row['pairs']} pairs can be trusted with {row['members']} trainings"
-        return f"{said}: do not act on single pairs."
-    return (
-        f"With {row['members']} trainings the sign of {row['trusted']} of {row['pairs']} pairs can be trusted (about "
-        f"{row['sign error']} of these signs are wrong); for the others do not act on single pairs."
-    )
+        return f"0 of {row['pairs']} pairs can be trusted with {row['members']} trainings: do not act on single pairs."
+    said = f"With {row['members']} trainings the sign of {row['trusted']} of {row['pairs']} pairs can be trusted"
+    return f"{said} (about {row['sign error']} of these signs are wrong); for the others do not act on single pairs."
 
 
 def percent(of: Any) -> str:
@@ -129,11 +124,10 @@ def _members_for(tau: xr.DataArray) -> dict[str, str]:
     if len(np.unique(stats.counted(tau).member)) < 4:
         return dict.fromkeys(methods, "not known from fewer than 4")
     forecast = stats.power(tau)
-    most = int(forecast.members[-1])
 
     def first(share: xr.DataArray) -> str:
         reached = forecast.members.values[share.values >= ENOUGH]
-        return str(reached[0]) if len(reached) else f"more than {most}"
+        return str(reached[0]) if len(reached) else f"more than {int(forecast.members[-1])}"
 
     found = {}
     for method in methods:

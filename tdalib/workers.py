@@ -9,7 +9,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -98,8 +98,7 @@ def check_scheduler(scheduler: str | None) -> None:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except (OSError, ValueError) as error:
-            said = f"scheduler: nothing answers at {scheduler} ({error}); start it, or choose local"
-            raise ValueError(said) from None
+            raise ValueError(f"scheduler: nothing answers at {scheduler} ({error}); start it or choose local") from None
 
 
 @contextmanager
@@ -157,8 +156,7 @@ def _sweep() -> None:
             for left in (folder, *SHARED_MEMORY.glob(f"joblib_memmapping_folder_{process}_*")):
                 shutil.rmtree(left, ignore_errors=True)
             for left in SHARED_MEMORY.glob(f"sem.loky-{process}-*"):
-                with suppress(OSError):
-                    left.unlink()
+                left.unlink(missing_ok=True)
 
 
 def _with_cluster(work: Any, jobs: int, scheduler: str, cleared: ExitStack) -> Shared:
@@ -222,11 +220,10 @@ def exact_repeat() -> Iterator[None]:
         afterwards.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
         torch.set_num_threads(1)
         torch.set_float32_matmul_precision("highest")
-        with (
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-            torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext(),
-            warnings.catch_warnings(),
-        ):
-            for said in ("There is a performance drop", ".torch.jit.script. is deprecated"):  # by torch, of itself
-                warnings.filterwarnings("ignore", message=said)
-            yield
+        flags = {"enabled": True, "benchmark": False, "deterministic": True, "allow_tf32": False}
+        afterwards.enter_context(torch.backends.cudnn.flags(**flags))
+        afterwards.enter_context(torch.autocast("cpu", enabled=False))
+        afterwards.enter_context(warnings.catch_warnings())
+        for said in ("There is a performance drop", ".torch.jit.script. is deprecated"):  # by torch, of itself
+            warnings.filterwarnings("ignore", message=said)
+        yield

@@ -17,7 +17,7 @@ PARAMS = {"seed": 0}
 def empty(digits):
     posterior = deep_ensemble("cnn2", digits, Recipe(epochs=2), members=3, checkpoints=2)
     methods = {name: attributors.get(name) for name in ("loo", "gd")}
-    return result.template(posterior, removals.every_point(digits.train), methods, PARAMS)
+    return result.template(posterior, removals.every_point(digits.train), methods, PARAMS, {})
 
 
 def test_layout(empty, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from tdalib import Recipe, attribute, data, deep_ensemble, models
 from tdalib.attributors.gradients import loss_gradients, pairwise
-from tdalib.models.vision_transformer import SHIPPED
+from tdalib.models.pretrained import SHIPPED
 from tdalib.networks import calls
 from tdalib.training import Training, batch_order, train
 

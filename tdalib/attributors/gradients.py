@@ -1,21 +1,24 @@
 """Per-example gradients as rows of a matrix, made in blocks, and their inner products.
 
 A linear layer that sees one vector a per example has the gradient g aᵀ, so the product of two of its rows is
-(a·a')(g·g'): those rows are kept as the pair (a, g) and never formed. All other parameters take the general path,
-`torch.func.vjp` under `vmap`, and are kept as they are. A network that this cannot serve (recurrent layers, a forward
-that looks at its numbers, …) goes one example after another through autograd, with the same result.
+(a·a')(g·g'): those rows are kept as the pair (a, g) and never formed, if the layer's weights serve nothing else. That
+is tried: NaN is put in their place and the layer's own output repaired. Outputs that are not finite then have come into
+touch with the weights by another way. All other parameters take the general path, `torch.func.vjp` under
+`vmap`, and are kept as they are. A network that this cannot serve (recurrent layers, a forward that looks at its
+numbers, …) goes one example after another through autograd, with the same result.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import vjp, vmap
 
-from tdalib.attributors.outer_products import outer_product_layers
 from tdalib.data import Inputs, Points, of_each
 from tdalib.networks import Theta, calls, forward_at, say_slower
 from tdalib.samplers import Draw
@@ -141,7 +144,7 @@ class Gradients:
                 seen: Theta = {}
                 with ExitStack() as hooks:
                     for name, layer in layers.items():
-                        hooks.enter_context(layer.register_forward_hook(_tap(name, shift, seen)))
+                        hooks.enter_context(layer.register_forward_hook(partial(_tap, name, shift, seen)))
                     one_point = of_each(lambda x: x[None], xi)
                     return forward_at(draw.model, draw.rest | draw.theta | dense, one_point)[0], seen
 
@@ -212,11 +215,44 @@ def _lengths(vectors: Tensor) -> Tensor:
     return fast.double() if is_safe else vectors.norm(dim=-1, dtype=torch.float64)
 
 
-def _tap(name: str, shift: dict, seen: dict) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
+def _tap(name: str, shift: dict, seen: dict, _: nn.Module, args: tuple, output: Tensor) -> Tensor:
     """Forward hook: note the layer's input, and add a zero to its output whose gradient is the output's."""
+    seen[name] = args[0][0]
+    return output + shift[name]
 
-    def hook(_: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        seen[name] = args[0][0]
-        return output + shift[name]
 
-    return hook
+def outer_product_layers(draw: Draw, points: Points) -> dict[str, nn.Linear]:
+    """Linear layers that are called once, on one vector per example, and whose trained weights serve nothing else."""
+    ends = [0, len(points) - 1]
+    linear = {name: m for name, m in draw.model.named_modules() if type(m) is nn.Linear and not _is_hooked(m)}
+    layers = {name: layer for name, layer in linear.items() if f"{name}.weight" in draw.theta}
+    of_one, of_two = (calls(draw.model, layers, points[ends[:count]].inputs) for count in (1, 2))
+    once = [name for name in layers if _vectors(of_one[name]) == [(1,)] and _vectors(of_two[name]) == [(2,)]]
+    return {name: layers[name] for name in once if not _used_elsewhere(draw, name, layers[name], points[ends])}
+
+
+def _is_hooked(layer: nn.Module) -> bool:
+    """Whether something is done to what goes in or out."""
+    return any([layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks])
+
+
+def _vectors(called: list[tuple[tuple, Any]]) -> list[tuple[int, ...]]:
+    """How many vectors a layer takes in each of its calls."""
+    return [tuple(arguments[0].shape[:-1]) if arguments else () for arguments, _ in called]
+
+
+def _used_elsewhere(draw: Draw, name: str, layer: nn.Linear, points: Points) -> bool:
+    """Whether a layer's parameters reach the output by another way than its call."""
+    own = {key: p for key, p in draw.theta.items() if key.rpartition(".")[0] == name}
+    spoiled = {key: torch.full_like(p, torch.nan) for key, p in own.items()}
+    weight, bias = own[f"{name}.weight"], own.get(f"{name}.bias", layer.bias)
+
+    def repair(_: nn.Module, args: tuple, __: object) -> Tensor:
+        return nn.functional.linear(args[0], weight, bias)
+
+    with layer.register_forward_hook(repair), torch.no_grad():
+        try:
+            outputs = forward_at(draw.model, draw.rest | draw.theta | spoiled, points.inputs)
+        except Exception:  # of a network that looks at its numbers
+            return True
+    return not outputs.isfinite().all()

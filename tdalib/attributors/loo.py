@@ -11,14 +11,12 @@ from tdalib.attributors.methods import register
 from tdalib.samplers import Draw, Posterior
 from tdalib.training import Training, known, train
 
+Protocol = Literal["retrain", "continue", "further"]
+
 
 @register("loo", unit="{loss}", scope="retrain", sets="own")
 def leave_one_out(
-    posterior: Posterior,
-    member: int,
-    weights: Tensor,
-    *,
-    protocol: Literal["retrain", "continue", "further"] = "retrain",
+    posterior: Posterior, member: int, weights: Tensor, *, protocol: Protocol = "retrain"
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""LOO: τ(z_j, z) = L(z; θ\j) − L(z; θ); this gives the first term.   (draw, removal, test), loss.
 

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdalib.options import check_fields
-from tdalib.registry import Registry
+from tdalib.options import Registry, check_fields
 
 
 @dataclass(frozen=True)

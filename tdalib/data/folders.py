@@ -10,8 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from tdalib.data.places import resolve
-from tdalib.data.subsets import choose, random_orders
-from tdalib.data.task import SPLITS, Task, from_arrays
+from tdalib.data.task import SPLITS, Task, choose, from_arrays, random_orders
 from tdalib.options import Count, Natural, checked, said_as
 
 Side = Annotated[Count, Field(le=1024)]  # of an image, pixels

@@ -1,7 +1,7 @@
 """Where things lie: what comes with tdalib, what users name, and what the Hugging Face hub has."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +39,17 @@ def had(who: str, what: str) -> Iterator[None]:
     """
     from transformers.utils import logging
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # else it says that the classifier is new
-    logging.disable_progress_bar()
-    try:
-        yield
-    except Exception as error:  # the hub, transformers and safetensors raise what they come across
-        reason = one_line(error).split(". ")[0].removesuffix(".")  # what follows is advice on their use
-        raise ValueError(f"{who} is no folder or name on the hub of {what}: {reason}") from None
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+    with ExitStack() as afterwards:
+        afterwards.callback(logging.set_verbosity, logging.get_verbosity())
+        if logging.is_progress_bar_enabled():
+            afterwards.callback(logging.enable_progress_bar)
+        logging.set_verbosity_error()  # else it says that the classifier is new
+        logging.disable_progress_bar()
+        try:
+            yield
+        except Exception as error:  # the hub, transformers and safetensors raise what they come across
+            reason = one_line(error).split(". ")[0].removesuffix(".")  # what follows is advice on their use
+            raise ValueError(f"{who} is no folder or name on the hub of {what}: {reason}") from None
 
 
 def fetched(name: str) -> Path:

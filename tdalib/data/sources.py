@@ -11,10 +11,8 @@ import numpy as np
 from tdalib.data.folders import from_folder
 from tdalib.data.places import PACKAGE, resolve
 from tdalib.data.points import Points
-from tdalib.data.subsets import choose
-from tdalib.data.task import Task, from_arrays, under
-from tdalib.options import Count, Natural, checked, said_as
-from tdalib.registry import Registry
+from tdalib.data.task import Task, choose, from_arrays, under
+from tdalib.options import Count, Natural, Registry, checked, said_as
 
 TORCHVISION = ("MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100")
 SHIPPED = {path.stem: path for path in sorted((PACKAGE / "datasets").glob("*.npz"))}
@@ -141,11 +139,9 @@ def _labels(points: Points) -> np.ndarray:
 def _read(name: str) -> tuple[Task, dict[str, np.ndarray]]:
     """The whole data set, and all that its file holds."""
     path = SHIPPED.get(name, resolve(name))
-    try:
-        with np.load(path) as file:
-            arrays: Any = dict(file)
-    except Exception:  # numpy raises what the damage makes it raise
-        raise ValueError(f"dataset {name!r}: no .npz file of plain arrays, as np.savez writes, is at {path}") from None
+    wanted = f"dataset {name!r}: no .npz file of plain arrays, as np.savez writes, is at {path}"
+    with said_as(wanted), np.load(path) as file:
+        arrays: Any = dict(file)
     if missing := {"x_train", "y_train", "x_test", "y_test"} - set(arrays):
         raise ValueError(f"{name} has no {', '.join(sorted(missing))}; it needs x_train, y_train, x_test and y_test")
     return from_arrays(**{key: arrays.get(key) for key in KEYS}, name=Path(name).stem), arrays

@@ -1,4 +1,4 @@
-"""Tasks: the points and the objective that everything else is a function of; and your own arrays as one."""
+"""Tasks: the points and the objective that all else is a function of; your own arrays as one; and subsets of points."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -55,11 +55,6 @@ class Task:
     def outputs(self) -> int:
         """How many outputs a network needs: one for each class, or one for each number of a target."""
         return len(self.classes) or self.y_train[0].numel()
-
-    def check_outputs(self, outputs: Tensor) -> None:
-        """Refuse outputs of a network, (points, ...), that are fewer than the classes."""
-        if self.objective.likelihood == "classification" and outputs[0].numel() < self.outputs:
-            raise ValueError(f"the model has {outputs[0].numel()} outputs; the {self.outputs} classes need one each")
 
     def to(self, where: str | torch.dtype) -> "Task":
         """The same task on another device, or with another type of its floats."""
@@ -176,6 +171,24 @@ def class_counts(targets: np.ndarray, classes: Sequence[str], split: str) -> np.
         label = int(counts.argmin())
         raise ValueError(f"class {label} ({classes[label]!r}) has no {split} point; every class needs at least one")
     return counts
+
+
+def choose(labels: Any, classes: Sequence[str], per_class: int, seed: int, split: str, name: object) -> np.ndarray:
+    """Positions of `per_class` points of each class, class by class: the first of a random order."""
+    orders = random_orders(labels, classes or ("",), {f"{split}_per_class": per_class}, seed, split, name)
+    return np.concatenate([np.sort(order[:per_class]) for order in orders])
+
+
+def random_orders(
+    labels: Any, classes: Sequence[str], wanted: dict[str, int], seed: int, split: str, name: object
+) -> list[np.ndarray]:
+    """The positions of each class in random order; there must be as many as are wanted in all."""
+    available = class_counts(labels, classes, split).min()
+    if sum(wanted.values()) > available:
+        asked = " beside ".join(f"{key}: {count}" for key, count in wanted.items())
+        raise ValueError(f"{asked} is not possible; {name} has 1 to {available} per class")
+    stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(SPLITS.index(split),)))
+    return [stream.permutation(np.flatnonzero(np.equal(labels, label))) for label in range(len(classes))]
 
 
 def _points(x: Arrays, targets: np.ndarray, index: np.typing.ArrayLike | None, split: str) -> Points:

@@ -65,7 +65,7 @@ def from_texts(
         if isinstance(passages, str) or not isinstance(passages, Iterable):
             raise ValueError(f"texts: a {type(passages).__name__} is not possible; give a list of strings")
     given = {"train": list(texts), "test": list(test_texts)}
-    for split, passages in zip(given, given.values(), strict=True):
+    for split, passages in given.items():
         for k, passage in enumerate(passages):
             if not isinstance(passage, str) or not passage.strip():
                 raise ValueError(f"text {k} of {split} is {passage!r}; every text must be a string that is not empty")
@@ -73,9 +73,8 @@ def from_texts(
         raise ValueError("labels and test_labels: one is None; give both, or none for an objective such as next_token")
     if labels is None and (objective is None or objectives.get(objective).targets_of is None):
         raise ValueError("labels: None is for an objective about the texts themselves, such as next_token")
-    if labels is None:
-        y, y_test = np.zeros(len(given["train"])), np.zeros(len(given["test"]))
-    else:
+    y, y_test = np.zeros(len(given["train"])), np.zeros(len(given["test"]))
+    if labels is not None:
         y, y_test, classes = _classes(labels, test_labels, classes)
     facts = {"text": (given["train"], given["test"])} | (facts or {})
     index = {"train_index": train_index, "test_index": test_index}
@@ -114,15 +113,14 @@ def from_sotu(
     """
     table = pd.read_csv(SOTU)
     classes = list(dict.fromkeys(table.sort_values("year")["label"]))
-    wanted = dict(zip(SPLITS, (train_per_class, test_per_class), strict=True))
-    parts = {}
-    for split, count in wanted.items():
+    parts = []
+    for split, count in zip(SPLITS, (train_per_class, test_per_class), strict=True):
         rows = table[table["split"] == split]
         available = int(rows["label"].value_counts().min())
         if count > available:
             raise ValueError(f"{split}_per_class: {count} is not possible; sotu3 has 1 to {available} per class")
-        parts[split] = pd.concat([rows[rows["label"] == label].head(count) for label in classes])
-    train, test = parts.values()
+        parts.append(pd.concat([rows[rows["label"] == label].head(count) for label in classes]))
+    train, test = parts
     passages = train["text"], train["label"], test["text"], test["label"]
     at = {"train_index": train.index, "test_index": test.index}
     years = {"year": (train["year"], test["year"])}

@@ -12,8 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 from tdalib.behaviour import named
 from tdalib.data import Task
 from tdalib.networks import float32_by_default, kept_generators, seeded, trainable
-from tdalib.options import Count, said_as
-from tdalib.registry import Registry
+from tdalib.options import Count, Registry, said_as
 
 MODELS = Registry("model")
 
@@ -73,13 +72,9 @@ def _laid_out(network: nn.Module, images: torch.Tensor) -> nn.Module:
             fast.eval()(images[:1])
     except Exception as error:  # other faults are told where the network is checked
         if "view" in str(error):
-            network.register_forward_pre_hook(_contiguous)
+            network.register_forward_pre_hook(lambda _, arguments: tuple(x.contiguous() for x in arguments))
             return network
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def _contiguous(_: nn.Module, arguments: tuple) -> tuple:
-    return tuple(x.contiguous() for x in arguments)
 
 
 def get(model: str | Callable | nn.Module, **options: object) -> Callable[[Task, int], nn.Module]:

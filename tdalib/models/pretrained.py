@@ -5,12 +5,75 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tdalib.data import fetched, had
+from tdalib.data import Task, fetched, had
+from tdalib.models.network_functions import register
 from tdalib.options import said_as
 
+SHIPPED = Path(__file__).parents[1] / "backbones" / "vit_cifar"
 QUERY_AND_VALUE = {"query", "value", "q_proj", "v_proj", "q_lin", "v_lin"}  # as networks of transformers call them
+
+
+@register("vit_lora")
+def vit_lora(task: Task, seed: int, *, backbone: str | None = None) -> nn.Module:
+    """ViT + LoRA: rank 16, α 16, dropout 0.1 on query and value of every block, no bias; the classifier is trained too.
+
+    The rest is frozen. LoRA's second matrix starts at 0, so that training starts from the backbone. Its dropout is
+    active in training alone. Images, in [−1, 1] as `tdalib.data` scales them, are resized and normalised as the
+    backbone's processor asks for; grey ones become three equal channels.
+
+    Parameters
+    ----------
+    backbone : str, optional
+        A folder with a ViT as transformers' `save_pretrained` writes it, its processor's too (a relative path starts
+        at the repository root), or a name on the Hugging Face hub, fetched when not in its cache, such as the paper's
+        google/vit-base-patch16-224-in21k. By default a small ViT for 32 × 32 images that comes with tdalib,
+        pre-trained without labels on CIFAR-10 images that its shipped subset does not hold (of the full set it has
+        seen most, so that there a train point left out may still be in the backbone).
+
+    Raises
+    ------
+    ValueError
+        A task that is not of images, or a backbone that cannot be had.
+
+    Source: Hu et al. 2021, arXiv:2106.09685; Dosovitskiy et al. 2020, arXiv:2010.11929; settings of Nguyen et al. 2023,
+    arXiv:2305.19765, appendix.
+    """
+    shape = tuple(getattr(task.x_train, "shape", ()))
+    if len(shape) != 4 or shape[1] not in (1, 3):
+        raise ValueError(f"vit_lora needs images (n, 1 or 3 channels, height, width); the task has {shape}")
+    from transformers import ViTImageProcessor
+
+    vit, folder = adapted("AutoModelForImageClassification", "a ViT", backbone, SHIPPED, task.outputs)
+    if vit.config.model_type != "vit":
+        raise ValueError(f"backbone {backbone!r} is no ViT: it is of type {vit.config.model_type}")
+    with had(f"backbone {backbone!r}", "a ViT"):
+        processor = ViTImageProcessor.from_pretrained(folder)
+    if not (processor.size["height"] and processor.size["width"]):
+        raise ValueError(f"backbone {backbone!r}: its processor must resize to a height and a width")
+    return LoraViT(vit, processor)
+
+
+class LoraViT(nn.Module):
+    """A ViT with adapters: images (n, channels, height, width) to logits (n, classes)."""
+
+    def __init__(self, vit: nn.Module, processor: Any):
+        super().__init__()
+        self.peft = vit
+        self.size, self.interpolation = [processor.size["height"], processor.size["width"]], processor.resample
+        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (n, channels, height, width) to logits (n, classes)."""
+        from torchvision.transforms.v2.functional import resize
+
+        x = x.expand(-1, 3, -1, -1)
+        if list(x.shape[2:]) != self.size:
+            x = resize(x, self.size, self.interpolation, antialias=True)
+        return self.peft(pixel_values=(x / 2 + 0.5 - self.get_buffer("mean")) / self.get_buffer("std")).logits
 
 
 def adapted(auto: str, what: str, backbone: str | None, shipped: Path, outputs: int) -> tuple[Any, Path]:

@@ -11,7 +11,6 @@ from tdalib.data import Task
 from tdalib.networks import Theta
 from tdalib.options import Count, Natural, NonNegative, Positive
 from tdalib.samplers.draw import Draw, Draws
-from tdalib.samplers.ensemble import modes
 from tdalib.samplers.posterior import NOISE, Member, Posterior, derive_seed, register, standard_normals
 from tdalib.training import batch_order, known
 
@@ -100,7 +99,7 @@ def run_sghmc(
     recipe, task = replace(known(posterior.recipe), epochs=burn_in + thin * posterior.checkpoints), posterior.task
     batches = batch_order(len(task.train), recipe, derive_seed(member.batch_seed, 0, NOISE))
     spread = (2 * friction * step_size * temperature) ** 0.5
-    for weight, mode in zip(weights, modes(posterior, member, weights), strict=True):
+    for weight, mode in zip(weights, posterior.modes(member, weights), strict=True):
         stream = torch.Generator().manual_seed(derive_seed(member.batch_seed, 1, NOISE))
         theta, kept = mode.theta, []
         velocity = {name: torch.zeros_like(p) for name, p in theta.items()}

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from tdalib.data import Task
 from tdalib.networks import calls
 from tdalib.samplers.draw import Draws
-from tdalib.samplers.ensemble import modes
 from tdalib.samplers.posterior import NOISE, Member, Posterior, derive_seed, register
 
 EPSILON = 1e-12
@@ -43,7 +42,7 @@ def mc_dropout(posterior: Posterior) -> Posterior:
 def run_masked(posterior: Posterior, member: Member, weights: Tensor) -> Draws:
     """One member: a training and masks for its end, once for each row of `weights`."""
     seed = derive_seed(member.batch_seed, 0, NOISE)
-    for mode in modes(posterior, member, weights):
+    for mode in posterior.modes(member, weights):
         masks = {k: drawn_masks(mode.model, derive_seed(seed, k, NOISE)) for k in posterior.numbers}
         yield [replace(mode, rest=mode.rest | drawn, checkpoint=k) for k, drawn in masks.items()]
 

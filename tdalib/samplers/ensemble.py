@@ -1,16 +1,11 @@
 """Ensembles: train again from another initialisation, in another batch order, or on a grid of both."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from math import isqrt
 from typing import Literal
 
-from torch import Tensor
-
 from tdalib.options import Count
-from tdalib.samplers.draw import Draw, Draws
 from tdalib.samplers.posterior import Member, Posterior, register
-from tdalib.training import train, train_stack
 
 
 @register("deep_ensemble")
@@ -26,7 +21,7 @@ def deep_ensemble(posterior: Posterior, *, vary: Literal["init", "batch", "both"
     """
     shared = {"init": {"batch": 0}, "batch": {"init": 0}, "both": {}}[vary]
     members = tuple(Member.of(posterior.seed, k, **shared) for k in range(len(posterior.members)))
-    return replace(posterior, members=members, sample=train_member)
+    return replace(posterior, members=members, sample=Posterior.trained)
 
 
 @register("crossed")
@@ -54,18 +49,4 @@ def crossed(posterior: Posterior, *, inits: Count | None = None) -> Posterior:
         raise ValueError(f"members: {count} is no grid of {inits} inits × batch orders, each 2 or more; set inits")
     orders = count // inits
     grid = tuple(Member.of(posterior.seed, k, init=k // orders, batch=k % orders) for k in range(count))
-    return replace(posterior, members=grid, sample=train_member)
-
-
-def train_member(posterior: Posterior, member: Member, weights: Tensor) -> Draws:
-    """Train one member from its own initialisation in its own batch order, once for each row of `weights`."""
-    training = posterior.training(member)
-    trainer = train if posterior.stacked == 1 else train_stack
-    for states in trainer(training, weights, keep=posterior.checkpoints):
-        yield posterior.made(member, training.network, states)
-
-
-def modes(posterior: Posterior, member: Member, weights: Tensor) -> Iterator[Draw]:
-    """θ after the last epoch of the same trainings, one for each row of `weights`: where local samplers start."""
-    trained = replace(posterior, checkpoints=1, kind="epochs")
-    return (draws[0] for draws in train_member(trained, member, weights))
+    return replace(posterior, members=grid, sample=Posterior.trained)

@@ -94,8 +94,6 @@ def _read(checkpoint: Mapping[str, Tensor] | Path | str) -> Mapping[str, Tensor]
 
 def _fitting(loaded: Mapping[str, Tensor], network: nn.Module, number: int) -> State:
     """A state dict as a state of the network: θ, and all else that it holds."""
-    if not all(isinstance(name, str) for name in loaded):
-        raise ValueError(f"checkpoint {number} is no state dict; its keys must be the names of parameters")
     if inside := [name for name, value in loaded.items() if isinstance(value, Mapping)]:
         raise ValueError(f"checkpoint {number} is no state dict, but holds dicts; give one of {', '.join(inside)}")
     if any(isinstance(value, Tensor) and value.is_complex() for value in loaded.values()):

@@ -16,7 +16,6 @@ from tdalib.data import Points
 from tdalib.networks import Theta, state_of, trainable
 from tdalib.options import Count, NonNegative
 from tdalib.samplers.draw import Draw, Draws
-from tdalib.samplers.ensemble import modes, train_member
 from tdalib.samplers.posterior import NOISE, Member, Posterior, derive_seed, register, standard_normals
 from tdalib.training import known
 
@@ -56,7 +55,7 @@ def swag(posterior: Posterior, *, collect: Annotated[Count, Field(ge=2)] = 10) -
 def run_swag(posterior: Posterior, member: Member, weights: Tensor, *, collect: int) -> Draws:
     """One member: a training and draws from the Gaussian fitted to its end, once for each row of `weights`."""
     kept = min(collect, known(posterior.recipe).epochs)  # a trial run has fewer epochs
-    for draws in train_member(replace(posterior, checkpoints=kept, kind="epochs"), member, weights):
+    for draws in replace(posterior, checkpoints=kept, kind="epochs").trained(member, weights):
         stream = torch.Generator().manual_seed(derive_seed(member.batch_seed, 0, NOISE))
         thetas = gaussian([draw.theta for draw in draws], posterior.checkpoints, stream)
         yield posterior.around(draws[-1], thetas)
@@ -127,7 +126,7 @@ def laplace(
 def run_laplace(posterior: Posterior, member: Member, weights: Tensor, *, temperature: float, **shape: str) -> Draws:
     """One member: a training and draws from the Gaussian at its end, once for each row of `weights`."""
     task = posterior.task
-    for weight, mode in zip(weights, modes(posterior, member, weights), strict=True):
+    for weight, mode in zip(weights, posterior.modes(member, weights), strict=True):
         if not set(weight.unique().tolist()) <= {0.0, 1.0}:
             raise ValueError("laplace: a point is in the data or not; its weight must be 0 or 1")
         left = weight.nonzero()[:, 0]

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from tdalib import models
 from tdalib.data import Task
 from tdalib.networks import State, Theta, state_of
-from tdalib.options import Count, Members, Natural
-from tdalib.registry import Registry
+from tdalib.options import Count, Members, Natural, Registry
 from tdalib.samplers.draw import Draw, Draws
-from tdalib.training import Recipe, Training, follow, known
+from tdalib.training import Recipe, Training, follow, known, train, train_stack
 
 GPU_STACK = 100  # retrainings trained at once on a GPU
 INIT, BATCH, NOISE = 0, 1, 2  # roles of a seed
@@ -152,6 +151,18 @@ class Posterior:
         """The draws of one member under each row of `weights` (removal, point), every random number as it was."""
         assert self.sample is not None, "the sampler sets it"
         return self.sample(self, self.members[member], weights, **self.options)
+
+    def trained(self, member: Member, weights: Tensor) -> Draws:
+        """The last epochs of a member's training, once for each row of `weights`."""
+        training = self.training(member)
+        trainer = train if self.stacked == 1 else train_stack
+        for states in trainer(training, weights, keep=self.checkpoints):
+            yield self.made(member, training.network, states)
+
+    def modes(self, member: Member, weights: Tensor) -> Iterator[Draw]:
+        """θ after the last epoch of the same trainings, one for each row of `weights`: where local samplers start."""
+        last = replace(self, checkpoints=1, kind="epochs")
+        return (draws[0] for draws in last.trained(member, weights))
 
     @property
     def numbers(self) -> range:

@@ -1,10 +1,9 @@
 """What a distribution of τ says: pure functions on labelled arrays, which return labelled tables."""
 
 from tdalib.stats.between_methods import agreement, distances, noise_ceiling
-from tdalib.stats.chains import convergence, convergence_warning
 from tdalib.stats.components import variance_components
 from tdalib.stats.distributional import distributional_influence
-from tdalib.stats.draws import by_member, check_tau, counted, scaled, uncoupled, with_methods
+from tdalib.stats.draws import by_member, convergence, convergence_warning, counted, scaled, uncoupled, with_methods
 from tdalib.stats.pairs import extremes, moderated_snr, per_pair
 from tdalib.stats.sample_size import members_needed, power, smallest_snr, t_power
 from tdalib.stats.shares import noise_by_size, summary

@@ -51,7 +51,7 @@ def agreement(tau: xr.DataArray, *, k: int = 5, resamples: int = 200, level: flo
     draws, x = _draws(tau)  # x: (member, method, pair)
     check_length(k, draws.sizes["train"])
     found = _correlations(x)
-    low, high = _bounds(found, x, resamples, level, np.random.default_rng(seed))
+    bounds = _bounds(found, x, resamples, level, np.random.default_rng(seed))
     sign = np.sign(x.mean(0))  # (method, pair): −1, 0 or 1
     neither_is_0 = abs(sign) @ abs(sign).T  # (method, other), a number of pairs
     alike = (neither_is_0 + sign @ sign.T) / 2  # the product of signs adds those alike and takes away the others
@@ -59,19 +59,12 @@ def agreement(tau: xr.DataArray, *, k: int = 5, resamples: int = 200, level: flo
     top = in_top(proponents(draws.mean("member"), k), draws.sizes["train"])  # (test, method, train)
     top[draws.isnull().any(("member", "train")).values] = np.nan  # lists with a gap
     shared = top @ top.swapaxes(1, 2)  # (test, method, other), a number of points
-    names = draws.method.values
-    dims = ("statistic", "kind", "method", "other")
-    return xr.Dataset(
-        {
-            "correlation": (dims, found),
-            "low": (dims, low),
-            "high": (dims, high),
-            "same_sign": (("method", "other"), same_sign),
-            "top_k": (("test", "method", "other"), shared / k),
-        },
-        {"statistic": STATISTICS, "kind": ["pearson", "spearman"], "method": names, "other": names},
-        {"members": len(x), "level": level, "k": k},
-    )
+    coords = {"end": ["correlation", "low", "high"], "statistic": STATISTICS, "kind": ["pearson", "spearman"]}
+    coords |= {"method": draws.method.values, "other": draws.method.values}
+    table = xr.DataArray(np.stack([found, *bounds]), coords, list(coords)).to_dataset("end")
+    table["same_sign"] = ("method", "other"), same_sign
+    table["top_k"] = ("test", "method", "other"), shared / k
+    return table.assign_attrs(members=len(x), level=level, k=k)
 
 
 def noise_ceiling(tau: xr.DataArray, truth: str = "loo", *, seed: int = 0) -> xr.Dataset:
@@ -116,16 +109,11 @@ def noise_ceiling(tau: xr.DataArray, truth: str = "loo", *, seed: int = 0) -> xr
         across += _correlation(one.mean(0), other.mean(0)) / SPLITS
     own = np.where(across > 0, across, np.nan).diagonal()  # (method,): the split-half correlations
     reliability = own * members / half / (1 + (members / half - 1) * own)  # Spearman and Brown's, from half to all
-    table = xr.Dataset(
-        {
-            "reliability": ("method", reliability),
-            "ceiling": ((), np.sqrt(reliability[at])),
-            "correlation": ("method", _correlation(x.mean(0), x.mean(0))[at]),
-            "true_correlation": ("method", across[at] / np.sqrt(own[at] * own)),
-        },
-        {"method": draws.method.values},
-        {"members": members, "truth": truth},
-    )
+    table = xr.Dataset(coords={"method": draws.method.values}, attrs={"members": members, "truth": truth})
+    table["reliability"] = "method", reliability
+    table["ceiling"] = (), np.sqrt(reliability[at])
+    table["correlation"] = "method", _correlation(x.mean(0), x.mean(0))[at]
+    table["true_correlation"] = "method", across[at] / np.sqrt(own[at] * own)
     return table.assign(of_ceiling=table.correlation / table.ceiling)
 
 

@@ -67,22 +67,18 @@ def variance_components(tau: xr.DataArray, *, level: float = 0.9, seed: int = 0)
         mean_squares = np.stack([np.square(e).sum(0) / d for e, d in zip(effects, df, strict=True)])
         variances = combine @ mean_squares  # (source and trend, pair)
         by_pair, trend = variances[:-1], variances[-1]
-        redrawn = combine @ _redrawn(mean_squares, effects, df, np.random.default_rng(seed))  # (…, resample)
+        freedom = np.array([[_freedom(e, d)] for e, d in zip(effects, df, strict=True)])  # (mean square, 1)
+        chi_squares = np.random.default_rng(seed).chisquare(freedom, (len(df), RESAMPLES))
+        redrawn = combine @ (mean_squares.mean(1, keepdims=True) * freedom / chi_squares)
         redrawn = redrawn[:-1].clip(0)  # (source, resample)
-        ends = [(1 - level) / 2, (1 + level) / 2]
-        low, high = np.quantile(redrawn, ends, axis=1)
-        share_low, share_high = np.quantile(_shares(redrawn), ends, axis=1)
-        variables = {
-            "by_pair": (("source", "train", "test"), by_pair.reshape(-1, *draws.shape[1:])),
-            "variance": ("source", by_pair.mean(1)),
-            "low": ("source", low),
-            "high": ("source", high),
-            "share_low": ("source", share_low),
-            "share_high": ("source", share_high),
-            "median_share": ("source", np.median(_shares(by_pair.clip(0)), axis=1)),
-            "trend": ((), trend.mean()),
-        }
-        tables.append(xr.Dataset(variables, {"source": sources}))
+        one = xr.Dataset(coords={"source": sources})
+        one["by_pair"] = ("source", "train", "test"), by_pair.reshape(-1, *draws.shape[1:])
+        one["variance"] = "source", by_pair.mean(1)
+        for name, drawn in {"": redrawn, "share_": _shares(redrawn)}.items():
+            one[f"{name}low"] = "source", np.quantile(drawn, (1 - level) / 2, axis=1)
+            one[f"{name}high"] = "source", np.quantile(drawn, (1 + level) / 2, axis=1)
+        one["median_share"] = "source", np.median(_shares(by_pair.clip(0)), axis=1)
+        tables.append(one.assign(trend=trend.mean()))
     table = xr.concat(tables, tau.method).transpose("source", "train", "test", "method")
     total = table.variance.sum("source", skipna=False)
     table = table.assign(share=table.variance / total, trend=table.trend / total)
@@ -145,12 +141,6 @@ def _sources(sets: list[tuple[int, ...]], factors: list[str], shape: tuple[int, 
         return sources, np.stack([*rows, np.zeros(len(sets))])
     checkpoint, trend = combine[within].sum(0), combine[names.index("checkpoint")]
     return [*sources, "checkpoint"], np.stack([*rows, checkpoint, trend])
-
-
-def _redrawn(mean_squares: np.ndarray, effects: list[np.ndarray], df: list, stream: np.random.Generator) -> np.ndarray:
-    """What the mean squares, averaged over pairs, may have been drawn around, (mean square, RESAMPLES)."""
-    freedom = np.array([[_freedom(e, d)] for e, d in zip(effects, df, strict=True)])  # (mean square, 1)
-    return mean_squares.mean(1, keepdims=True) * freedom / stream.chisquare(freedom, (len(df), RESAMPLES))
 
 
 def _freedom(effects: np.ndarray, df: int) -> float:

@@ -50,22 +50,14 @@ def distributional_influence(result: xr.Dataset, *, coupled: bool = True, level:
     mean, variance = both.mean(0), both.var(0, ddof=1)
     ordered = np.sort(both, 0)
     mu, half = _gap(both), half_width(_gap, both, level)
-    values = {
-        "mean_change": mean[1] - mean[0],
-        "variance_change": variance[1] - variance[0],
-        "w2": np.sqrt(np.square(ordered[:, 1] - ordered[:, 0]).mean(0)),
-        "mu": mu,
-        "mu_low": mu - half,
-        "mu_high": mu + half,
-    }
-    labels = without.isel(member=0, drop=True).coords
-    facts = {
-        "members": len(both),
-        "coupled": int(coupled),
-        "level": level,
-        "unit": result["loss"].attrs.get("units", ""),
-    }
-    return xr.Dataset({name: (dims[1:], value) for name, value in values.items()}, labels, facts)
+    table = xr.Dataset(coords=without.isel(member=0, drop=True).coords)
+    table["mean_change"] = dims[1:], mean[1] - mean[0]
+    table["variance_change"] = dims[1:], variance[1] - variance[0]
+    table["w2"] = dims[1:], np.sqrt(np.square(ordered[:, 1] - ordered[:, 0]).mean(0))
+    for name, value in {"mu": mu, "mu_low": mu - half, "mu_high": mu + half}.items():
+        table[name] = dims[1:], value
+    unit = result["loss"].attrs.get("units", "")
+    return table.assign_attrs(members=len(both), coupled=int(coupled), level=level, unit=unit)
 
 
 def _gap(both: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,16 +12,14 @@ import scipy.stats
 import xarray as xr
 from threadpoolctl import threadpool_limits
 
-from tdalib.stats.draws import check_share, check_tau, in_blocks, member_draws, scaled
+from tdalib.stats.draws import Scale, check_share, check_tau, in_blocks, member_draws, scaled
 
 RESAMPLES = 1000  # of the bootstrap of a pair
 EXACT = 12  # members up to which all sign flips are counted
 BLOCK = 500  # pairs whose resamples are held at a time
 
 
-def per_pair(
-    tau: xr.DataArray, *, scale: Literal["test"] | None = None, level: float | None = None, seed: int = 0
-) -> xr.Dataset:
+def per_pair(tau: xr.DataArray, *, scale: Scale = None, level: float | None = None, seed: int = 0) -> xr.Dataset:
     """Mean, spread and p-values of every train-test pair, over members, with checkpoints averaged first.
 
     Parameters
@@ -62,8 +60,11 @@ def per_pair(
         It is no τ, an unknown scale, or an impossible level.
     """
     check_tau(tau)
+    most = 1 - 2 / RESAMPLES  # beyond that they tell nothing
     if level is not None:
-        check_level(level)
+        check_share("level", level)
+        if level > most:
+            raise ValueError(f"level: {level} is not possible with {RESAMPLES} resamples; it must be at most {most}")
     tau = scaled(tau, scale)
     members = np.unique(tau.member.values)
     average = (tau.member.values == members[:, None]).astype(float)  # (member, sample)
@@ -72,17 +73,13 @@ def per_pair(
     if level is not None:
         names, options = ["low", "high", "p_flip"], {"level": level, "seed": seed}
         table = table.assign(_of_blocks(_resampled, tau, names, average=average, **options))
-    snr = xr.apply_ufunc(signal_to_noise, table["mean"], table["std"])
-    p_t = t_p(snr, len(members))
+    table["snr"] = snr = xr.apply_ufunc(signal_to_noise, table["mean"], table["std"])
+    table["noise_dominated"] = (table["std"] > abs(table["mean"])).where(table["std"].notnull())
+    table["p_t"] = t_p(snr, len(members))
     over = [d for d in snr.dims if d != "method"]
-    q = xr.apply_ufunc(q_value, p_t, input_core_dims=[over], output_core_dims=[over], vectorize=True)
-    table = table.assign(
-        snr=snr,
-        noise_dominated=(table["std"] > abs(table["mean"])).where(table["std"].notnull()),
-        p_t=p_t,
-        q=q.transpose(*snr.dims),
-        p_noise=2 * scipy.special.ndtr(-snr),
-    )
+    q = xr.apply_ufunc(q_value, table["p_t"], input_core_dims=[over], output_core_dims=[over], vectorize=True)
+    table["q"] = q.transpose(*snr.dims)
+    table["p_noise"] = 2 * scipy.special.ndtr(-snr)
     return table.assign_attrs(units=tau.attrs.get("units", "{}"), members=len(members))
 
 
@@ -171,14 +168,6 @@ def _distinct(pairs: pd.DataFrame, count: int) -> pd.DataFrame:
     return pairs.loc[[row.Index for row in chosen]]
 
 
-def check_level(level: float) -> None:
-    """Refuse a level of which the resamples of a pair tell nothing."""
-    check_share("level", level)
-    most = 1 - 2 / RESAMPLES
-    if level > most:
-        raise ValueError(f"level: {level} is not possible with {RESAMPLES} resamples; it must be at most {most}")
-
-
 def _of_blocks(kernel: Callable, tau: xr.DataArray, names: list[str], **options: Any) -> xr.Dataset:
     """Statistics of the pairs, some at a time: `kernel` takes (sample, …) to one array (…) for each name."""
     table = xr.apply_ufunc(
@@ -200,16 +189,15 @@ def _moments(draws: np.ndarray, average: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _resampled(draws: np.ndarray, average: np.ndarray, level: float, seed: int) -> tuple[np.ndarray, ...]:
-    x = np.tensordot(average, draws, 1)  # (member, …)
-    return tuple(found.reshape(x.shape[1:]) for found in resampled(x.reshape(len(x), -1), level, seed))
+    return resampled(np.tensordot(average, draws, 1), level, seed)
 
 
-def resampled(x: np.ndarray, level: float, seed: int) -> tuple[np.ndarray, ...]:
-    """`low`, `high` and `p_flip` of `per_pair`, (member, pair) → (pair,) each."""
-    x = np.sort(x.T)  # (pair, member), sorted since the order of members does not matter
-    flips, weights = _resampling(x.shape[1], np.random.default_rng(seed))
-    blocks = [_by_resamples(x[k : k + BLOCK], flips, weights, level) for k in range(0, len(x), BLOCK)]
-    return tuple(np.concatenate(parts) for parts in zip(*blocks, strict=True)) if blocks else (x[:, 0],) * 3
+def resampled(draws: np.ndarray, level: float, seed: int) -> tuple[np.ndarray, ...]:
+    """`low`, `high` and `p_flip` of `per_pair`, (member, …) → (…) each."""
+    x = np.sort(draws.reshape(len(draws), -1).T)  # (pair, member), sorted since the order of members does not matter
+    flips, weights = _resampling(len(draws), np.random.default_rng(seed))
+    blocks = [_by_resamples(x[k : k + BLOCK], flips, weights, level) for k in range(0, max(len(x), 1), BLOCK)]
+    return tuple(np.concatenate(parts).reshape(draws.shape[1:]) for parts in zip(*blocks, strict=True))
 
 
 def _resampling(members: int, stream: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -3,14 +3,13 @@
 import warnings
 from collections.abc import Sequence
 from functools import cache
-from typing import Literal
 
 import numpy as np
 import scipy.stats
 import xarray as xr
 from scipy.optimize import elementwise
 
-from tdalib.stats.draws import check_share, member_draws, scaled, whole_pairs
+from tdalib.stats.draws import Scale, check_share, member_draws, scaled, whole_pairs
 from tdalib.stats.pairs import q_value, ratios, t_p
 from tdalib.stats.shares import jackknife
 
@@ -57,7 +56,7 @@ def power(
     *,
     fdr: float = 0.05,
     target: float = 0.8,
-    scale: Literal["test"] | None = "test",
+    scale: Scale = "test",
     level: float = 0.95,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -120,25 +119,17 @@ def power(
             whole = whole[:, stream.choice(whole.shape[1], PAIRS, replace=False)]
         found.append([_found(whole, k, fdr, stream) if k <= pilot else np.nan for k in counts])
         own_size = _found(whole, pilot, fdr, stream)
-        asked = np.append(counts, pilot)
-        forecasts.append(_forecasts(whole, asked, fdr, level, own_size))
+        forecasts.append(_forecasts(whole, np.append(counts, pilot), fdr, level, own_size))
         snr = ratios(x)  # (train, test)
         unbiased = snr**2 * (pilot - 3) / (pilot - 1) - 1 / pilot  # SNR²
         needed.append(members_needed(np.sqrt(np.maximum(unbiased, 0)), target))
-    by_count = ("method", "members")
     predicted, low, high, misfit = zip(*forecasts, strict=True)
-    table = xr.Dataset(
-        {
-            "found": (by_count, found),
-            "predicted": (by_count, list(predicted)),
-            "low": (by_count, list(low)),
-            "high": (by_count, list(high)),
-            "misfit": ("method", list(misfit)),
-            "needed": (("method", "train", "test"), needed),
-        },
-        {"members": counts, **draws.isel(member=0, drop=True).coords},
-        {"pilot": pilot, "fdr": fdr, "target": target, "level": level, "scale": scale or ""},
-    )
+    facts = {"pilot": pilot, "fdr": fdr, "target": target, "level": level, "scale": scale or ""}
+    table = xr.Dataset(coords={"members": counts, **draws.isel(member=0, drop=True).coords}, attrs=facts)
+    for name, values in {"found": found, "predicted": predicted, "low": low, "high": high}.items():
+        table[name] = ("method", "members"), np.array(values)
+    table["misfit"] = "method", list(misfit)
+    table["needed"] = ("method", "train", "test"), np.array(needed)
     return table.transpose("members", "train", "test", "method")
 
 
@@ -174,8 +165,7 @@ def _found(x: np.ndarray, count: int, fdr: float, stream: np.random.Generator) -
     """Share of the pairs that `count` of the members find, (member, pair), averaged over subsets of the members."""
     tries = SUBSETS if count < len(x) else 1
     subsets = {tuple(np.sort(stream.permutation(len(x))[:count])) for _ in range(tries)}
-    redrawn = (x[list(subset)] for subset in sorted(subsets))  # one at a time
-    tables = [t_p(ratios(y), count) for y in redrawn]
+    tables = [t_p(ratios(x[list(subset)]), count) for subset in sorted(subsets)]
     return float(np.mean([(q_value(p) <= fdr).mean() for p in tables]))
 
 

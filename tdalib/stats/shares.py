@@ -86,14 +86,11 @@ def noise_by_size(
     if not shares or not all(0 < share <= 1 for share in shares):
         raise ValueError(f"shares: {shares} is not possible; they must be above 0 and at most 1")
     draws = member_draws(tau, at_least=3)
-    found = [
-        jackknife(lambda of: _noise_of_largest(of, shares), whole_pairs(draws.values[..., k]), level)
-        for k in range(draws.sizes["method"])
-    ]
-    dims, coords = ("method", "end", "share"), {"method": draws.method.values, "share": shares}
-    table = xr.DataArray(np.array(found), coords, dims).transpose("end", "share", "method")
-    names = ["noise", "low", "high"]
-    return xr.Dataset(dict(zip(names, table, strict=True)), attrs={"members": len(draws), "level": level})
+    by_method = (whole_pairs(draws.values[..., k]) for k in range(draws.sizes["method"]))
+    found = [jackknife(lambda of: _noise_of_largest(of, shares), x, level) for x in by_method]
+    coords = {"method": draws.method.values, "end": ["noise", "low", "high"], "share": shares}
+    table = xr.DataArray(np.array(found), coords, list(coords)).transpose("end", "share", "method")
+    return table.to_dataset("end").assign_attrs(members=len(draws), level=level)
 
 
 def jackknife(statistic: Callable[[np.ndarray], np.ndarray], x: np.ndarray, level: float) -> np.ndarray:

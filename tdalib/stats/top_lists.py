@@ -53,14 +53,13 @@ def top_k_stability(tau: xr.DataArray, k: int = 5) -> xr.Dataset:
     top = proponents(draws, k)
     one, other = np.triu_indices(members, 1)  # each pair of members once
     depths = np.arange(1, k + 1)
-    agreed = []  # of each depth, the share of one list that is in the other, (test, method, pair of members)
-    for depth in depths:  # the last is k
-        held = np.stack([in_top(member[:depth], points) for member in top], axis=2)  # (test, method, member, train)
-        shared = (held @ held.swapaxes(2, 3))[..., one, other]
-        agreed.append(shared / depth)
+    held = (np.stack([in_top(member[:depth], points) for member in top], axis=2) for depth in depths)
+    # of each depth how many points two lists share, (test, method, pair of members); the last depth is k
+    shared = [(each @ each.swapaxes(2, 3))[..., one, other] for each in held]  # of (test, method, member, train)
     weights = (1 - PERSISTENCE) / PERSISTENCE * PERSISTENCE**depths
     weights[-1] += PERSISTENCE**k
-    values = {"overlap": agreed[-1], "jaccard": shared / (2 * k - shared), "rbo": np.stack(agreed, -1) @ weights}
+    values = {"overlap": shared[-1] / depths[-1], "jaccard": shared[-1] / (2 * k - shared[-1])}
+    values["rbo"] = np.stack(shared, -1) / depths @ weights
     complete = draws.notnull().all(("member", "train"))  # (test, method)
     table = xr.Dataset({name: (complete.dims, v.mean(-1)) for name, v in values.items()}).where(complete)
     common = np.arange(k + 1)

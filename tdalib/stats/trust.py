@@ -10,8 +10,10 @@ import pandas as pd
 import scipy.stats
 import xarray as xr
 
-from tdalib.stats.draws import check_share, member_draws, scaled, with_methods
+from tdalib.stats.draws import Scale, check_share, member_draws, scaled, with_methods
 from tdalib.stats.pairs import per_pair, q_value, ratios, resampled, t_p
+
+Claim = Literal["sign", "effect"]  # of a listed pair
 
 LEVEL = 0.95  # of the interval of a listed pair
 SPLITS = 20  # of the members into halves
@@ -19,12 +21,7 @@ SKEWED = 0.7  # median |skew| over members from which a list of effects cannot k
 CHANCES = 5  # how many times the chance that all members agree must fit into the rate
 
 
-def trustworthy(
-    tau: xr.DataArray,
-    fdr: float = 0.05,
-    claim: Literal["sign", "effect"] = "sign",
-    scale: Literal["test"] | None = None,
-) -> pd.DataFrame:
+def trustworthy(tau: xr.DataArray, fdr: float = 0.05, claim: Claim = "sign", scale: Scale = None) -> pd.DataFrame:
     """The pairs that can be trusted, the clearest first, and nothing where the claim cannot be kept.
 
     Parameters
@@ -111,8 +108,7 @@ def _signs(x: np.ndarray, fdr: float) -> tuple[np.ndarray, float, str]:
         return q, np.nan, f"as {len(x)} members have no halves to hold their signs against; 3 may do"
     error = _sign_error(x, fdr, (q <= fdr).sum())
     if error > fdr:
-        said = f"as halves of the {len(x)} members contradict each other (sign error {error:.0%})"
-        return q, error, f"{said}; more members help"
+        return q, error, f"as halves of {len(x)} members contradict each other (sign error {error:.0%}); more help"
     return q, error, ""
 
 
@@ -139,13 +135,11 @@ def _effects(x: np.ndarray, fdr: float) -> tuple[np.ndarray, float, str]:
         enough = 1 + ceil(log2(CHANCES / fdr))
         why = f"as {members} members are too few for effects at fdr {fdr:g}; {enough} may do, or claim='sign'"
     elif (skew := _median_skew(x)) > SKEWED:
-        said = f"as τ is too skewed over the {members} members (median |skew| {skew:.2f}, at most {SKEWED})"
-        why = f"{said}; claim='sign' may be kept, or more train points or other methods have less"
+        why = f"as τ is too skewed over the {members} members (median |skew| {skew:.2f}); claim='sign' may be kept"
     elif not (q <= fdr).any():
         why = f"as of {members} members' no q is {fdr:g} or less where all have one sign (median |skew| {skew:.2f})"
     elif (contradicted := _contradicted(x, fdr)) > 2 * fdr:
-        said = f"as members contradict {contradicted:.0%} of what all others list (at most {2 * fdr:.0%})"
-        why = f"{said}, with {members} members and a median |skew| of {skew:.2f}; more members help"
+        why = f"as members contradict {contradicted:.0%} of what all others list; more members than {members} help"
     return q, np.nan, why
 
 
