@@ -91,7 +91,7 @@ def test_notebook_runs(path, experiment, tmp_path):
     if path.stem[:2] == "23":
         for name in ("crossed", "deep_ensemble", "sgld"):
             made(tmp_path, name, "[loo, gd]")
-        values |= {"crossed": str(tmp_path / "crossed.yaml"), "runs": str(tmp_path / "{}.yaml")}
+        values |= {"crossed": str(tmp_path / "crossed.zarr"), "runs": str(tmp_path / "{}.yaml")}
     papermill.execute_notebook(path, tmp_path / path.name, values, cwd=tmp_path, **RUN)
 
 
