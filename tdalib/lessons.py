@@ -35,9 +35,9 @@ def _noisy(draws: np.ndarray) -> float:
 
 
 def _left(tau: np.ndarray, judges: np.ndarray) -> float:
-    """What the mean of the judges has of the strongest 1 % of the pairs of the first training, as a share."""
+    """What the mean of the judges has of the strongest 10 % of the pairs of the first training, as a share."""
     first, mean = tau[0].ravel(), judges.mean(0).ravel()
-    top = np.argsort(-abs(first))[: int(np.ceil(first.size / 100))]
+    top = np.argsort(-abs(first))[: int(np.ceil(first.size / 10))]
     return (np.sign(first) * mean)[top].mean() / abs(first)[top].mean()
 
 
@@ -84,7 +84,7 @@ EXERCISES: dict[str, Exercise] = {
     }),
     "03.2": Exercise(lambda tau: _left(tau, tau[1:]), {
         "The training that chose is in your mean; it is no judge.": lambda tau: _left(tau, tau),
-        "Averaged as |τ|, noise counts as signal.": lambda tau: _left(tau, abs(tau[1:]) * np.sign(tau[0])),
+        "Averaged as |τ|, noise counts as signal.": lambda tau: _left(tau, abs(tau[1:].mean(0)) * np.sign(tau[:1])),
     }),
     "04.1": Exercise(lambda draws: (_out(draws[:5]) | _out(draws[:10])).mean(), {
         "That is the last look alone; you would have stopped at the first.": lambda draws: _out(draws[:10]).mean(),

@@ -1,6 +1,7 @@
 """The verdict on a result: can its attributions be trusted, in a table and three sentences for each method."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,15 +96,26 @@ def verdict(result: xr.Dataset | xr.DataArray) -> Verdict:
         stay = f"Of a test point's top {top.attrs['k']} train points {percent(overlap)} stay with another seed"
         needed = f"Seeds needed until the sign of half of the pairs can be trusted: {enough[method]}."
         by_chance = f"({top.attrs['chance']:.0%} by chance)"
-        sentences[method] = [_of_signs(trusted["value"], rows[method]), f"{stay} {by_chance}.", needed]
+        signs_said = _of_signs(trusted["value"], rows[method], "{train} train × {test} test".format(**tau.sizes))
+        sentences[method] = [signs_said + _of_truth(method, right), f"{stay} {by_chance}.", needed]
     return Verdict(pd.DataFrame.from_dict(rows, orient="index").fillna("–"), sentences)
 
 
-def _of_signs(share: float, row: dict[str, Any]) -> str:
+def _of_signs(share: float, row: dict[str, Any], points: str) -> str:
+    pairs, trainings = f"{row['pairs']} pairs ({points})", f"{row['members']} trainings"
     if share == 0:
-        return f"0 of {row['pairs']} pairs can be trusted with {row['members']} trainings: do not act on single pairs."
-    said = f"With {row['members']} trainings the sign of {row['trusted']} of {row['pairs']} pairs can be trusted"
-    return f"{said} (about {row['sign error']} of these signs are wrong); for the others do not act on single pairs."
+        return f"0 of {pairs} can be trusted with {trainings}: do not act on single pairs."
+    said = f"With {trainings} the sign of {row['trusted']} of {pairs} can be trusted"
+    same = f"other trainings would give the same (about {row['sign error']} of them would not)"
+    return f"{said}: {same}; for the others do not act on single pairs."
+
+
+def _of_truth(method: str, right: Mapping[str, float]) -> str:
+    """That what is steady need not be right."""
+    if method == "loo":
+        return ""
+    known = f": its mean correlates {right[method]:.2f} with that of leave-one-out" if method in right else ""
+    return f" Whether {method} is right is another question{known}."
 
 
 def percent(of: Any) -> str:

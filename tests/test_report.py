@@ -51,7 +51,7 @@ def test_page_opens_with_the_verdict_and_is_self_contained(store, capsys):
     read = Page(text)
     assert "<title>tdalib: small &amp; own</title>" in text and len(read.all("h1")) == 1
     first = next(said for tag, said in read.texts if tag == "p" and said)
-    assert re.match("(With 4 trainings the sign of|0 of 54 pairs can be trusted with 4 trainings)", first)
+    assert re.match("(With 4 trainings the sign of|0 of 54 pairs .* can be trusted with 4 trainings)", first)
     heads = [said for tag, said in read.texts if tag == "h2" and said]
     assert heads == [
         "Are only small attributions noisy?", "Which pairs can be trusted?", "Is what is steady also right?",

@@ -539,8 +539,9 @@ def test_of_clear_signal_nearly_all_signs_are_trusted():
     trusted = int(row["trusted"].partition("%")[0])
     assert 82 <= trusted <= 93 and float(row["sign error"].rstrip("%")) <= 1
     assert signs == (
-        f"With 20 trainings the sign of {row['trusted']} of 300 pairs can be trusted (about {row['sign error']} of "
-        "these signs are wrong); for the others do not act on single pairs."
+        f"With 20 trainings the sign of {row['trusted']} of 300 pairs (20 train × 15 test) can be trusted: other "
+        f"trainings would give the same (about {row['sign error']} of them would not); for the others do not act on "
+        "single pairs. Whether clear is right is another question."
     )
     assert top == f"Of a test point's top 5 train points {row['top 5 overlap']} stay with another seed (25% by chance)."
     assert int(row["top 5 overlap"].partition("%")[0]) > 60 and row["by chance"] == "25%"
@@ -551,7 +552,7 @@ def test_of_clear_signal_nearly_all_signs_are_trusted():
 def test_of_pure_noise_no_pair_is_trusted():
     found = verdict(from_scores(seeds(5, np.zeros((20, 15))), method="noise"))
     row, (signs, top, needed) = found.table.loc["noise"], found.sentences["noise"]
-    assert signs == "0 of 300 pairs can be trusted with 5 trainings: do not act on single pairs."
+    assert signs.startswith("0 of 300 pairs (20 train × 15 test) can be trusted with 5 trainings: do not act on single")
     assert row["trusted"].startswith("0% [0%, ") and row["sign error"] == "–"
     assert int(row["noise"].partition("%")[0]) > 80
     assert 15 <= int(row["top 5 overlap"].partition("%")[0]) <= 35 and "(25% by chance)" in top
@@ -582,7 +583,9 @@ def test_a_verdict_of_few_seeds_forecasts_nothing(count):
     assert row["members"] == count and row["seeds needed"] == "not known from fewer than 4"
     assert len(sentences) == 3 and sentences[2].endswith("can be trusted: not known from fewer than 4.")
     if count == 2:  # halves of one member each tell no sign error
-        assert sentences[0] == "0 of 300 pairs can be trusted with 2 trainings: do not act on single pairs."
+        assert sentences[0].startswith(
+            "0 of 300 pairs (20 train × 15 test) can be trusted with 2 trainings: do not act"
+        )
     else:
         assert sentences[0].startswith("With 3 trainings the sign of ")
 
