@@ -222,7 +222,8 @@ def exact_repeat() -> Iterator[None]:
         torch.set_float32_matmul_precision("highest")
         flags = {"enabled": True, "benchmark": False, "deterministic": True, "allow_tf32": False}
         afterwards.enter_context(torch.backends.cudnn.flags(**flags))
-        afterwards.enter_context(torch.autocast("cpu", enabled=False))
+        if torch.is_autocast_enabled("cpu"):  # around another, an autocast would keep what that has cast
+            afterwards.enter_context(torch.autocast("cpu", enabled=False))
         afterwards.enter_context(warnings.catch_warnings())
         for said in ("There is a performance drop", ".torch.jit.script. is deprecated"):  # by torch, of itself
             warnings.filterwarnings("ignore", message=said)
