@@ -76,7 +76,7 @@ def page(lab):
     with playwright.sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1300, "height": 1000})
-        page.set_default_timeout(MINUTE)
+        page.set_default_timeout(3 * MINUTE)
         page.errors = []
         page.on("console", lambda said: page.errors.append(said.text) if said.type == "error" else None)
         page.on("pageerror", lambda error: page.errors.append(str(error)))
@@ -118,7 +118,7 @@ def move(page, k):
     handle.scroll_into_view_if_needed()
     figure = page.evaluate(PICTURES)
     before, now, least = (handle.get_attribute(f"aria-value{name}") for name in ("text", "now", "min"))
-    for _ in range(10):
+    for _ in range(30):
         handle.focus()
         page.keyboard.press("ArrowLeft" if float(now) > float(least) else "ArrowRight")
         page.wait_for_timeout(1000)
