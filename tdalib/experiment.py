@@ -246,8 +246,10 @@ def accuracy(posterior: Posterior) -> xr.DataArray:
 def _check_start(posterior: Posterior) -> None:
     """Refuse members that would be the same training, as their network starts from the same weights."""
     members, seeds = posterior.members, list(dict.fromkeys(m.init_seed for m in posterior.members))
-    starts = [fingerprint(posterior.build(posterior.task, seed).state_dict()) for seed in seeds[:2]]
-    if len(seeds) == 1 or starts[0] != starts[1]:
+    if len(seeds) == 1:
+        return
+    one, other = (fingerprint(posterior.build(posterior.task, seed).state_dict()) for seed in seeds[:2])
+    if one != other:
         return
     fixed = "the model starts from the same weights whatever the seed"
     if len({m.batch_seed for m in members}) < len(members):

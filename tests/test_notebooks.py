@@ -64,19 +64,20 @@ def made(folder, sampler, methods):
 @pytest.mark.filterwarnings("ignore:.*too few to judge")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, experiment, tmp_path):
+    store = str(experiment.with_suffix(".zarr"))
     values = {
-        "00": {"store": str(experiment.with_suffix(".zarr"))},
+        "00": {"store": store},
         "01": {"train_per_class": 2, "test_per_class": 2},
-        "02": {"store": str(experiment.with_suffix(".zarr")), "seeds": 2},
-        "03": {"store": str(experiment.with_suffix(".zarr"))},
-        "04": {"store": str(experiment.with_suffix(".zarr"))},
+        "02": {"store": store, "seeds": 2},
+        "03": {"store": store},
+        "04": {"store": store},
         "05": {"store": str(tmp_path / "crossed.zarr")},
-        "10": {"store": str(experiment.with_suffix(".zarr"))} | dict(_pairs(TINY)),
-        "20": {"store": str(experiment.with_suffix(".zarr")), "export": str(tmp_path / "trusted.csv")},
-        "21": {"store": str(experiment.with_suffix(".zarr"))},
+        "10": {"store": store} | dict(_pairs(TINY)),
+        "20": {"store": store, "export": str(tmp_path / "trusted.csv")},
+        "21": {"store": store},
         "22": {"runs": [str(experiment)], "folder": str(tmp_path)},
         "23": {"samplers": ["deep_ensemble", "sgld"]},
-        "24": {"store": str(experiment.with_suffix(".zarr"))},
+        "24": {"store": store},
         "25": {"runs": [str(experiment)], "folder": str(tmp_path)},
         "26": {"train_per_class": 2, "test_per_class": 2, "seeds": 4},
         "90": {"size": "small"},

@@ -18,8 +18,8 @@ from PIL import Image
 from tdalib import attribute, attributors, example, models, stats, verdict
 from tdalib.data import ROOT, places
 
-PAGES = [ROOT / "README.md", *(ROOT / f"notebooks/{name}.md" for name in ("methods", "models_and_data", "posteriors"))]
-PAGES.append(ROOT / "notebooks/running.md")
+REFERENCE = ("methods", "models_and_data", "posteriors", "running")
+PAGES = [ROOT / "README.md", *(ROOT / f"notebooks/{name}.md" for name in REFERENCE)]
 CONDA_NAMES = {"torch": "pytorch"}
 
 

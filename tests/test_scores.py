@@ -110,6 +110,9 @@ def same_and_right(result, own, trained):
     equal_and_signed(result.tau.values[..., 0], own, gd, task.y_test)
 
 
+POINT_BY_POINT = {"loss_fn": torch.nn.CrossEntropyLoss(reduction="sum"), "sample_wise_grads_per_batch": True}
+
+
 def equal_and_signed(tau, own, exact, y_test):
     """τ (seed, train, test) of the first seed is `own`, of all `exact`; the first point harms, the third helps."""
     np.testing.assert_array_equal(tau[0], own)
@@ -125,8 +128,7 @@ def test_scores_of_captum_are_its_own_and_those_of_gd(trained):
     train, _ = points(task)
 
     def tracin(draw):
-        options = {"loss_fn": torch.nn.CrossEntropyLoss(reduction="sum"), "sample_wise_grads_per_batch": True}
-        own = influence.TracInCP(draw.module(), train, ["only"], lambda model, _: 1.0, batch_size=8, **options)
+        own = influence.TracInCP(draw.module(), train, ["only"], lambda model, _: 1.0, batch_size=8, **POINT_BY_POINT)
         return own.influence((task.x_test, task.y_test))
 
     scores = {draw.init_seed: tracin(draw) for draw in draws}
@@ -261,9 +263,8 @@ def test_scores_of_quanda_are_its_own_and_those_of_gd(trained):
     train, _ = points(task)
 
     def explained(draw):
-        options = {"loss_fn": torch.nn.CrossEntropyLoss(reduction="sum"), "sample_wise_grads_per_batch": True}
         loaded = {"checkpoints": ["only"], "checkpoints_load_func": lambda model, _: 1.0}
-        explainer = quanda.CaptumTracInCP(draw.module(), train, batch_size=8, **loaded, **options)
+        explainer = quanda.CaptumTracInCP(draw.module(), train, batch_size=8, **loaded, **POINT_BY_POINT)
         return explainer.explain(task.x_test, task.y_test)
 
     scores = {draw.init_seed: explained(draw) for draw in draws}
