@@ -117,7 +117,7 @@ def test_notebooks_run_on_removed_sets_and_on_points_without_class(given, tmp_pa
 def test_notebook_is_committed_as_its_kind_should_be(path):
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     counts = [cell.execution_count for cell in cells]
-    if path.stem[0] in "02":
+    if path.stem[0] in "023" or path.stem[:2] == "90":
         assert counts == list(range(1, len(cells) + 1))
         outputs = [output for cell in cells for output in cell.outputs]
         assert not any(output.output_type == "error" for output in outputs)
