@@ -74,7 +74,9 @@ def from_scores(
     FileNotFoundError
         A file is not there.
     """
-    if not isinstance(scores, Mapping) or len(scores) < 2:
+    if not isinstance(scores, Mapping):
+        raise ValueError(f"scores: a {type(scores).__name__} is not possible; give a dict seed → matrix")
+    if len(scores) < 2:
         raise ValueError("scores must be a dict seed → matrix with at least 2 seeds: one training shows no spread")
     if not all(isinstance(seed, int | np.integer) and not isinstance(seed, bool) for seed in scores):
         raise ValueError(f"scores: the keys {str(list(scores))[:60]} are not all integers, the seeds")

@@ -14,6 +14,11 @@ from tdalib import stats
 FDR = 0.05
 ENOUGH = 0.5  # of the pairs
 TOP = 5
+LEGEND = (
+    "[low, high]: interval over trainings, 90 % (of seeds needed 95 %). trusted: share of pairs whose sign other "
+    "trainings would give too, in units of what moves the test point. noise: share of pairs with std > |mean| over "
+    "trainings, in one training mostly noise."
+)
 
 
 @dataclass(frozen=True)
@@ -31,14 +36,15 @@ class Verdict:
     sentences: dict[str, list[str]]
 
     def __str__(self) -> str:
-        """The sentences, then the table."""
+        """The sentences, the table, and what it says."""
         return self._said("{}: {}", self.table.T.to_string())
 
     def _repr_markdown_(self) -> str:
         return self._said("- **{}**: {}", self.table.T.to_html())
 
     def _said(self, line: str, table: str) -> str:
-        return "\n".join([*(line.format(name, " ".join(said)) for name, said in self.sentences.items()), "", table])
+        lines = [line.format(name, " ".join(said)) for name, said in self.sentences.items()]
+        return "\n".join([*lines, "", table, "", LEGEND])
 
 
 def verdict(result: xr.Dataset | xr.DataArray) -> Verdict:

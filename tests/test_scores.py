@@ -360,7 +360,7 @@ REFUSED = {
     ),
     "one seed": ({0: MATRIX}, {}, "scores must be a dict seed → matrix with at least 2 seeds"),
     "no seed": ({}, {}, "scores must be a dict seed → matrix with at least 2 seeds"),
-    "no dict": ([MATRIX, MATRIX], {}, "scores must be a dict seed → matrix with at least 2 seeds"),
+    "no dict": ([MATRIX, MATRIX], {}, "scores: a list is not possible; give a dict seed → matrix"),
     "names for seeds": ({"a": MATRIX, "b": MATRIX}, {}, "the keys ['a', 'b'] are not all integers, the seeds"),
     "floats for seeds": ({0: MATRIX, 1.5: MATRIX}, {}, "the keys [0, 1.5] are not all integers, the seeds"),
     "truths for seeds": ({True: MATRIX, False: MATRIX}, {}, "the keys [True, False] are not all integers"),
@@ -415,7 +415,7 @@ REFUSED = {
 @pytest.mark.parametrize(("given", "options", "said"), REFUSED.values(), ids=REFUSED)
 def test_impossible_scores_are_refused_in_one_sentence(given, options, said, tmp_path):
     given = given(tmp_path) if callable(given) else given
-    as_it_is = isinstance(given, dict) or said.startswith("scores must be")
+    as_it_is = isinstance(given, dict) or said.startswith(("scores must be", "scores: a list"))
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         from_scores(given if as_it_is else {0: given, 1: given}, **options)
     assert said in str(caught.value) and "\n" not in str(caught.value)
