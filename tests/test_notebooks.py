@@ -80,6 +80,7 @@ def test_notebook_runs(path, experiment, tmp_path):
         "24": {"store": store},
         "25": {"runs": [str(experiment)], "folder": str(tmp_path)},
         "26": {"train_per_class": 2, "test_per_class": 2, "seeds": 4},
+        "39": {"runs": [str(experiment)], "repeats": 5},
         "90": {"size": "small"},
         "91": {"size": "small", "folder": str(tmp_path / "vit")},
         "92": {"size": "small", "folder": str(tmp_path / "bert")},
