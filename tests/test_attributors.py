@@ -216,6 +216,24 @@ def test_ats_is_one_adam_step(conv_draw):
     torch.testing.assert_close(attributors.one_more_step(draw, task)[0], expected, rtol=1e-6, atol=1e-10)
 
 
+def test_many_steps_of_ats_shrink_the_residual_of_least_squares():
+    """Gradient descent on one point of a linear model: each step multiplies its residual by 1 − η‖x‖²."""
+    stream = np.random.default_rng(0)
+    x, y = stream.normal(size=(9, 3)), stream.normal(size=(9, 1))
+    task = data.from_arrays(x[:4], y[:4], x[4:], y[4:])
+    recipe = Recipe(epochs=1, optimizer="sgd", learning_rate=0.1, weight_decay=0)
+    (draw,) = deep_ensemble(lambda task, seed: nn.Linear(3, 1).double(), task, recipe, members=1, checkpoints=1).draws(0)
+    seen, unseen = np.c_[x[:4], np.ones(4)], np.c_[x[4:], np.ones(5)]
+    theta = torch.cat([p.flatten() for p in draw.theta.values()]).numpy()
+    for steps in (1, 2, 7):
+        tau = attributors.one_more_step(draw, task, steps=steps)
+        for j, (a, target) in enumerate(zip(seen, y[:4, 0], strict=True)):
+            shrunk = 1 - (1 - 0.1 * a @ a) ** steps
+            moved = theta - shrunk * (a @ theta - target) / (a @ a) * a
+            before, after = (0.5 * (unseen @ each - y[4:, 0]) ** 2 for each in (theta, moved))
+            np.testing.assert_allclose(tau[j], before - after, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("stack", [1, 100], ids=["one by one", "stack"])
 def test_point_in_no_batch_has_no_effect(digits, stack):
     """The same sampler, except that its batches skip point 4: removing that point must change nothing at all."""

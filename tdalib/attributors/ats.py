@@ -1,4 +1,4 @@
-"""ATS: one more training step."""
+"""ATS: one more training step, or some."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,16 +7,22 @@ from torch import Tensor
 
 from tdalib.attributors.methods import register
 from tdalib.data import Task
+from tdalib.options import Count
 from tdalib.samplers import Draw
 
 
 @register("ats", unit="{loss}", sets="own")
-def one_more_step(draw: Draw, task: Task, removed: Sequence | None = None) -> Tensor:
+def one_more_step(draw: Draw, task: Task, removed: Sequence | None = None, *, steps: Count = 1) -> Tensor:
     """ATS: τ(z_j, z) = L(z; θ) − L(z; θ₊j), θ₊j one optimiser step of the recipe on z_j alone.   (train, test), loss.
 
     The optimiser starts afresh, so with Adam every parameter moves by about the learning rate: the recipe's, whatever
     its schedule. The model is in eval mode. Positive: the step on z_j lowers the loss at z. Of a set the step is on its
     mean loss; an empty one makes none.
+
+    Parameters
+    ----------
+    steps : int
+        How many steps are taken on z_j, one after another; the paper takes one.
 
     Raises
     ------
@@ -35,7 +41,9 @@ def one_more_step(draw: Draw, task: Task, removed: Sequence | None = None) -> Te
             batch = task.train[points]
             stepped = replace(draw, theta={name: p.clone().requires_grad_() for name, p in draw.theta.items()})
             optimizer = draw.recipe.start(stepped.theta.values())
-            draw.objective.loss(stepped(batch.inputs), batch.targets).mean().backward()
-            optimizer.step()
+            for _ in range(steps):
+                optimizer.zero_grad()
+                draw.objective.loss(stepped(batch.inputs), batch.targets).mean().backward()
+                optimizer.step()
             tau[k] = before - stepped.losses(task.test)
     return tau
