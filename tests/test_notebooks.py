@@ -80,6 +80,9 @@ def test_notebook_runs(path, experiment, tmp_path):
         "24": {"store": store},
         "25": {"runs": [str(experiment)], "folder": str(tmp_path)},
         "26": {"train_per_class": 2, "test_per_class": 2, "seeds": 4},
+        "30": {name: str(experiment) for name in ("mnist3", "cifar10", "grad_dot")},
+        "35": {"runs": [str(experiment)], "tests": [str(experiment)], "repeats": 3},
+        "36": {"runs": [str(tmp_path / "own.yaml")], "steps": [1, 3]},
         "39": {"runs": [str(experiment)], "repeats": 5},
         "90": {"size": "small"},
         "91": {"size": "small", "folder": str(tmp_path / "vit")},
@@ -88,6 +91,8 @@ def test_notebook_runs(path, experiment, tmp_path):
     if path.stem[:2] == "26":
         pytest.importorskip("captum")
         pytest.importorskip("kronfluence")
+    if path.stem[:2] == "36":  # its store grows
+        (tmp_path / "own.yaml").write_text(f"{TINY}store: {tmp_path / 'own.zarr'}\n")
     if path.stem[:2] == "05":
         made(tmp_path, "crossed", "[loo, gd, gc]")
     if path.stem[:2] == "23":
