@@ -222,7 +222,8 @@ def test_many_steps_of_ats_shrink_the_residual_of_least_squares():
     x, y = stream.normal(size=(9, 3)), stream.normal(size=(9, 1))
     task = data.from_arrays(x[:4], y[:4], x[4:], y[4:])
     recipe = Recipe(epochs=1, optimizer="sgd", learning_rate=0.1, weight_decay=0)
-    (draw,) = deep_ensemble(lambda task, seed: nn.Linear(3, 1).double(), task, recipe, members=1, checkpoints=1).draws(0)
+    linear = nn.Linear(3, 1).double()
+    (draw,) = deep_ensemble(linear, task, recipe, members=1, checkpoints=1).draws(0)
     seen, unseen = np.c_[x[:4], np.ones(4)], np.c_[x[4:], np.ones(5)]
     theta = torch.cat([p.flatten() for p in draw.theta.values()]).numpy()
     for steps in (1, 2, 7):
