@@ -33,9 +33,12 @@ def test_every_cell_of_the_papers_tables_has_a_file():
         for model, vary, size in product(("cnn2", "cnn3", "vit_lora"), ("init", "batch"), (10, 20, 50)):
             name = f"{dataset}_{model}_{vary}" + ("" if size == 10 else f"_{size}")
             params = Params.read(ROOT / "params" / f"{name}.yaml")
-            assert (params.dataset, params.model, params.sampler_options) == (dataset, model, {"vary": vary})
+            assert (params.dataset, params.model, params.sampler_options) == (f"{dataset}_paper", model, {"vary": vary})
             assert (params.train_per_class, params.test_per_class, params.epochs) == (size, test, epochs)
-            assert (params.members, params.checkpoints, len(params.methods)) == (10, 5, 5)
+            is_small = (dataset, model) == ("mnist3", "cnn2")  # all points are removed; of the others 30 at random
+            assert params.removals == (None if is_small else {"points": 30})
+            is_costly = model == "vit_lora" or (dataset, model) == ("cifar10", "cnn3")
+            assert (params.members, params.checkpoints, len(params.methods)) == (5 if is_costly else 10, 5, 5)
             assert params.schedule == ("linear" if model == "vit_lora" else "constant")
 
 
