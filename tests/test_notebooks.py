@@ -81,6 +81,8 @@ def test_notebook_runs(path, experiment, tmp_path):
         "25": {"runs": [str(experiment)], "folder": str(tmp_path)},
         "26": {"train_per_class": 2, "test_per_class": 2, "seeds": 4},
         "30": {name: str(experiment) for name in ("mnist3", "cifar10", "grad_dot")},
+        "34": {"strengths": [0.1], "converged": [20], "widths": [2], "depths": [2]}
+        | {"epochs": 5, "members": 4, "points": 2, "folder": str(tmp_path)},
         "35": {"runs": [str(experiment)], "tests": [str(experiment)], "repeats": 3},
         "36": {"runs": [str(tmp_path / "own.yaml")], "steps": [1, 3]},
         "39": {"runs": [str(experiment)], "repeats": 5},
