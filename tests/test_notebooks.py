@@ -85,6 +85,8 @@ def test_notebook_runs(path, experiment, tmp_path):
         | {"epochs": 5, "members": 4, "points": 2, "folder": str(tmp_path)},
         "35": {"runs": [str(experiment)], "tests": [str(experiment)], "repeats": 3},
         "36": {"runs": [str(tmp_path / "own.yaml")], "steps": [1, 3]},
+        "37": {"chosen": ["dense 1", "conv 2 norm"], "lengths": [2], "train_per_class": 2, "test_per_class": 2}
+        | {"members": 4, "points": 2, "folder": str(tmp_path)},
         "39": {"runs": [str(experiment)], "repeats": 5},
         "90": {"size": "small"},
         "91": {"size": "small", "folder": str(tmp_path / "vit")},
