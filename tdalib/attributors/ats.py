@@ -1,4 +1,4 @@
-"""ATS: one more training step, or some."""
+"""ATS: one more training step, or several."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,11 +13,11 @@ from tdalib.samplers import Draw
 
 @register("ats", unit="{loss}", sets="own")
 def one_more_step(draw: Draw, task: Task, removed: Sequence | None = None, *, steps: Count = 1) -> Tensor:
-    """ATS: τ(z_j, z) = L(z; θ) − L(z; θ₊j), θ₊j one optimiser step of the recipe on z_j alone.   (train, test), loss.
+    """ATS: τ(z_j, z) = L(z; θ) − L(z; θ₊j), θ₊j after steps of the recipe on z_j alone.   (train, test), loss.
 
-    The optimiser starts afresh, so with Adam every parameter moves by about the learning rate: the recipe's, whatever
-    its schedule. The model is in eval mode. Positive: the step on z_j lowers the loss at z. Of a set the step is on its
-    mean loss; an empty one makes none.
+    The optimiser starts afresh, so in one step of Adam every parameter moves by about the learning rate: the recipe's,
+    whatever its schedule. The model is in eval mode. Positive: training on z_j lowers the loss at z. Of a set the steps
+    are on its mean loss; an empty one makes none.
 
     Parameters
     ----------
