@@ -134,13 +134,15 @@ def plot_correlations(correlation: xr.DataArray, *, low: float = -1, ax: Axes | 
 
 
 def plot_ceiling(ceiling: xr.Dataset, *, ax: Axes | None = None) -> Axes:
-    """Correlation with the truth, as measured and free of noise, for each method of `stats.noise_ceiling`."""
+    """Correlation with the truth, as measured and free of noise, and intervals, for each method of `noise_ceiling`."""
     ax = ax or plt.gca()
     methods = [str(name) for name in ceiling.method.values if name != ceiling.attrs["truth"]]
     chosen = ceiling.sel({"method": methods})
     at, width, tints = np.arange(len(methods)), 0.38, list(map(colour, methods))
     ax.bar(at - width / 2, chosen["correlation"], width, color=tints, alpha=0.45, edgecolor="0.3")
     ax.bar(at + width / 2, chosen["true_correlation"], width, color=tints, edgecolor="0.3")
+    ax.vlines(at - width / 2, chosen["low"], chosen["high"], color="0.2", linewidth=1)
+    ax.vlines(at + width / 2, chosen["true_low"], chosen["true_high"], color="0.2", linewidth=1)
     line = ax.axhline(float(chosen["ceiling"]), color="0.2", linestyle="--", linewidth=1)
     ax.axhline(0, color="0.2", linewidth=0.8)
     ax.set_xticks(at, methods)

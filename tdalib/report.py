@@ -20,7 +20,7 @@ from tdalib import plots, stats
 from tdalib.attributors import METHODS
 from tdalib.data import resolve
 from tdalib.store import open_result
-from tdalib.verdicts import percent, verdict
+from tdalib.verdicts import number, percent, verdict
 
 PAGE = Template((Path(__file__).parent / "page" / "page.html").read_text("utf-8"))
 LISTED = 10  # pairs in the table
@@ -127,9 +127,9 @@ def _pairs(tau: xr.DataArray, main: str) -> Iterator[str]:
 def _truth(tau: xr.DataArray) -> Iterator[str]:
     ceiling = stats.noise_ceiling(tau)
     yield "<h2>Is what is steady also right?</h2>"
-    values = ceiling.correlation.drop_sel({"method": "loo"}).to_series()
+    of = ceiling.rename(correlation="value")
     said = "Correlation of each estimate's mean with leave-one-out retraining: "
-    said += ", ".join(f"{name} {value:.2f}" for name, value in values.items())
+    said += ", ".join(f"{m} {number(of.sel({'method': m}))}" for m in map(str, of.method.values) if m != "loo")
     yield _paragraph(f"{said}. An estimate that hardly depends on the seed can still be far from it.")
     yield _figure(f"Bars: {said}.", lambda ax: plots.plot_ceiling(ceiling, ax=ax))
 

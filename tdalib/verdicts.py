@@ -1,7 +1,7 @@
 """The verdict on a result: can its attributions be trusted, in a table and three sentences for each method."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,7 @@ def verdict(result: xr.Dataset | xr.DataArray) -> Verdict:
     errors = listed.groupby("method")["sign_error"].first()
     top = stats.top_k_survival(tau, min(TOP, tau.sizes["train"]))
     enough = _members_for(tau)
-    right = stats.noise_ceiling(tau).correlation.to_series() if "loo" in tau.method.values else {}
+    right = stats.noise_ceiling(tau) if "loo" in tau.method.values else None
     rows, sentences = {}, {}
     for method in map(str, tau.method.values):
         share, overlap = shares.loc[method], top.sel({"method": method})
@@ -97,13 +97,15 @@ def verdict(result: xr.Dataset | xr.DataArray) -> Verdict:
             "by chance": f"{top.attrs['chance']:.0%}",
             "seeds needed": enough[method],
         }
-        if method in right and method != "loo":
-            rows[method]["correlation with loo"] = f"{right[method]:.2f}"
+        known = ""
+        if right is not None and method != "loo":
+            known = number(right.sel({"method": method}).rename(correlation="value"))
+            rows[method]["correlation with loo"] = known
         stay = f"Of a test point's top {top.attrs['k']} train points {percent(overlap)} stay with another seed"
         needed = f"Seeds needed until the sign of half of the pairs can be trusted: {enough[method]}."
         by_chance = f"({top.attrs['chance']:.0%} by chance)"
         signs_said = _of_signs(trusted["value"], rows[method], "{train} train × {test} test".format(**tau.sizes))
-        sentences[method] = [signs_said + _of_truth(method, right), f"{stay} {by_chance}.", needed]
+        sentences[method] = [signs_said + _of_truth(method, known), f"{stay} {by_chance}.", needed]
     return Verdict(pd.DataFrame.from_dict(rows, orient="index").fillna("–"), sentences)
 
 
@@ -116,24 +118,27 @@ def _of_signs(share: float, row: dict[str, Any], points: str) -> str:
     return f"{said}: {same}; for the others do not act on single pairs."
 
 
-def _of_truth(method: str, right: Mapping[str, float]) -> str:
+def _of_truth(method: str, known: str) -> str:
     """That what is steady need not be right."""
     if method == "loo":
         return ""
-    known = f": its mean correlates {right[method]:.2f} with that of leave-one-out" if method in right else ""
-    return f" Whether {method} is right is another question{known}."
+    as_known = f": its mean correlates {known} with that of leave-one-out" if known else ""
+    return f" Whether {method} is right is another question{as_known}."
 
 
 def percent(of: Any) -> str:
     """A share with its interval, in words: `value`, `low` and `high`."""
-    value, low, high = (_share(float(of[name])) for name in ("value", "low", "high"))
+    return _with_interval(of, lambda share: f"{share:.1%}" if 0 < share < 0.01 else f"{share:.0%}")
+
+
+def number(of: Any) -> str:
+    """A number with its interval, in words: `value`, `low` and `high`."""
+    return _with_interval(of, "{:.2f}".format)
+
+
+def _with_interval(of: Any, write: Callable[[float], str]) -> str:
+    value, low, high = ("–" if np.isnan(of[end]) else write(float(of[end])) for end in ("value", "low", "high"))
     return value if "–" in (low, high) else f"{value} [{low}, {high}]"
-
-
-def _share(value: float) -> str:
-    if np.isnan(value):
-        return "–"
-    return f"{value:.1%}" if 0 < value < 0.01 else f"{value:.0%}"
 
 
 def _members_for(tau: xr.DataArray) -> dict[str, str]:

@@ -128,8 +128,12 @@ def main(repeats, seed):
     table = pd.DataFrame([row for rows in pool(jobs) for row in rows])
     table.to_csv(resolve("notebooks/forecasts.csv"), index=False, float_format="%.4f")
     by_method = table.groupby("method")[["error", "size", "covered"]].mean()
-    print(claims.to_string(float_format="{:.3f}".format), table.to_string(float_format="{:.3f}".format),
-          by_method.to_string(float_format="{:.3f}".format), sep="\n\n")
+    print(
+        claims.to_string(float_format="{:.3f}".format),
+        table.to_string(float_format="{:.3f}".format),
+        by_method.to_string(float_format="{:.3f}".format),
+        sep="\n\n",
+    )
 
 
 if __name__ == "__main__":

@@ -110,9 +110,9 @@ def test_numbers_of_the_readme_are_those_of_the_example():
     for row in ("noise", "noise of the largest 1 %", "trusted", "top 5 overlap"):
         told(*(int(number) / 100 for number in re.findall(r"(\d+)%", table.loc["loo", row])))
     told(*stats.summary(tau).loc[("gc", "std > |mean|"), ["value", "low", "high"]])
-    alike = stats.agreement(tau).sel(statistic="mean", kind="pearson").loc[{"method": "loo"}]
+    alike = stats.noise_ceiling(tau)
     for method in ("gc", "if"):
-        told(*(float(alike[name].sel(other=method)) for name in ("correlation", "low", "high")), scale=1)
+        told(*(float(alike[name].loc[{"method": method}]) for name in ("correlation", "low", "high")), scale=1)
     parts = stats.variance_components(example(crossed=True).tau).loc[{"method": "loo"}]
     for kind in ("checkpoint", "init", "batch"):
         told(*(float(parts[name].sel(source=kind)) for name in ("share", "share_low", "share_high")))

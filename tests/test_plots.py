@@ -135,14 +135,17 @@ def test_heat_map_says_the_correlations(ax, low):
 
 
 def test_bars_stand_under_the_ceiling_line(ax):
-    """For every method but the truth: left as measured, right free of noise."""
-    measured, true, other = [0.3, 1.0, -0.2], [0.5, 1.1, 0.4], [0.9, 0.8, 0.6]
-    variables = {"correlation": measured, "true_correlation": true, "of_ceiling": other, "reliability": other}
+    """For every method but the truth: left as measured, right free of noise, each with its interval."""
+    measured, true, low = [0.3, 1.0, -0.2], [0.5, 1.1, 0.4], [-0.5, -0.6, -0.7]
+    variables = {"correlation": measured, "low": low, "high": [0.9, 1.0, 0.8]}
+    variables |= {"true_correlation": true, "true_low": low, "true_high": [0.6, 1.2, 0.5]}
     variables = {name: ("method", values) for name, values in variables.items()} | {"ceiling": 0.7}
     plots.plot_ceiling(xr.Dataset(variables, {"method": ["gc", "loo", "gd"]}, {"truth": "loo"}), ax=ax)
     assert [bar.get_height() for bar in ax.patches] == [0.3, -0.2, 0.5, 0.4]
     assert [bar.get_x() + bar.get_width() for bar in ax.patches[:2]] == pytest.approx([0, 1])
     assert [bar.get_x() for bar in ax.patches[2:]] == pytest.approx([0, 1])
+    spans = [line.vertices[:, 1].tolist() for lines in ax.collections for line in lines.get_paths()]
+    assert spans == [[-0.5, 0.9], [-0.7, 0.8], [-0.5, 0.6], [-0.7, 0.5]]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["gc", "gd"]
     assert [to_rgb(bar.get_facecolor()) for bar in ax.patches] == [to_rgb(plots.colour(m)) for m in ("gc", "gd")] * 2
     assert list(ax.lines[0].get_ydata()) == [0.7, 0.7] and list(ax.lines[1].get_ydata()) == [0, 0]

@@ -10,10 +10,10 @@ import xarray as xr
 
 from tdalib.stats.draws import check_length, check_share, check_tau, in_blocks, member_draws
 from tdalib.stats.pairs import signal_to_noise, t_p
+from tdalib.stats.shares import half_width
 from tdalib.stats.top_lists import in_top, proponents
 
 PAIRS = 10_000  # whose resamples are correlated
-SPLITS = 20  # of the members into halves
 STATISTICS = ["mean", "std", "snr", "p_t", "p_noise"]
 
 
@@ -67,7 +67,7 @@ def agreement(tau: xr.DataArray, *, k: int = 5, resamples: int = 200, level: flo
     return table.assign_attrs(members=len(x), level=level, k=k)
 
 
-def noise_ceiling(tau: xr.DataArray, truth: str = "loo", *, seed: int = 0) -> xr.Dataset:
+def noise_ceiling(tau: xr.DataArray, truth: str = "loo", *, level: float = 0.9) -> xr.Dataset:
     """How well a method can correlate with a ground truth that is noisy itself, and how near each comes to that.
 
     By Pearson's correlation over pairs: the rules below do not hold for ranks, where they can be far off.
@@ -77,44 +77,51 @@ def noise_ceiling(tau: xr.DataArray, truth: str = "loo", *, seed: int = 0) -> xr
     tau : DataArray (sample, train, test, method) with the coordinate `member`
     truth : str
         The method that is compared with.
-    seed : int
-        Of the splits of the members into halves, over which is averaged.
+    level : float
+        Of the intervals.
 
     Returns
     -------
     Dataset
-        `reliability` (method): correlation over pairs of the means of τ with those of as many other members, from
-        those of two halves by the formula of Spearman and Brown (both 1910).
+        `reliability` (method): correlation over pairs of the means of τ with those of as many other members.
         `ceiling`: the square root of the truth's reliability, what its noiseless expectation would reach.
         `correlation` (method): of the means with the truth's, the noise of shared members included.
-        `of_ceiling` (method): correlation / ceiling. A method from the same members shares their noise with the truth,
-        so that it can pass 1.
-        `true_correlation` (method): of the expectations, free of noise: the correlation of a method on one half with
-        the truth on the other, divided by the geometric mean of the two's split-half correlations (Spearman 1904). It
-        can pass 1 and scatters where the noise is strong; NaN where a split-half correlation is not above 0.
+        `true_correlation` (method): of the expectations, free of noise (Spearman 1904): from the covariances of τ of
+        different members, in which their noise has no part. It can pass 1 and scatters where the noise is strong; NaN
+        where a variance without noise is not above 0.
+        `low`, `high`, `true_low`, `true_high` (method): intervals of the two over members, by the jackknife, which hold
+        somewhat more than `level` where noise is strong (90 to 97 % at 0.9); NaN for fewer than 3 members.
 
     Raises
     ------
     ValueError
-        It is no τ, one member alone, or a truth that is not among the methods.
+        It is no τ, one member alone, a truth that is not among the methods, or an impossible level.
     """
     draws, x = _draws(tau)
     at = _names(draws, truth).index(truth)
-    members, methods, _ = x.shape
-    half, stream = members // 2, np.random.default_rng(seed)
-    across = np.zeros((methods, methods))  # (method on one half, method on the other)
-    for _ in range(SPLITS):
-        order = stream.permutation(members)
-        one, other = x[order[:half]], x[order[half : 2 * half]]
-        across += _correlation(one.mean(0), other.mean(0)) / SPLITS
-    own = np.where(across > 0, across, np.nan).diagonal()  # (method,): the split-half correlations
-    reliability = own * members / half / (1 + (members / half - 1) * own)  # Spearman and Brown's, from half to all
-    table = xr.Dataset(coords={"method": draws.method.values}, attrs={"members": members, "truth": truth})
-    table["reliability"] = "method", reliability
-    table["ceiling"] = (), np.sqrt(reliability[at])
-    table["correlation"] = "method", _correlation(x.mean(0), x.mean(0))[at]
-    table["true_correlation"] = "method", across[at] / np.sqrt(own[at] * own)
-    return table.assign(of_ceiling=table.correlation / table.ceiling)
+    count, methods, pairs = x.shape
+    rows = (x - x.mean(-1, keepdims=True)).reshape(count * methods, pairs)
+    products = (rows @ rows.T / max(pairs, 1)).reshape(count, methods, count, methods).transpose(0, 2, 1, 3)
+
+    def found(members: np.ndarray) -> np.ndarray:  # by position → (reliability, correlation, true; method)
+        some = products[np.ix_(members, members)]  # (member, other, method, other)
+        own = np.trace(some) / len(members)  # covariances within members, (method, other)
+        means = some.mean((0, 1))  # of means over members
+        true = means - (own - means) / (len(members) - 1)  # of different members
+        signal = np.where(true.diagonal() > 0, true.diagonal(), np.nan)
+        reliability = signal / (signal + (own.diagonal() - signal) / count)
+        raw = np.where(means.diagonal() > 0, means.diagonal(), np.nan)
+        of_truth = [each[at] / np.sqrt(of[at] * of) for each, of in ((means, raw), (true, signal))]
+        return np.stack([reliability, *of_truth])
+
+    every = np.arange(count)
+    (reliability, correlation, true), (_, half, true_half) = found(every), half_width(found, every, level)
+    ends = {"low": correlation - half, "high": correlation + half}
+    values = {"reliability": reliability, "correlation": correlation, "true_correlation": true}
+    values |= {name: end.clip(-1, 1) for name, end in ends.items()}
+    values |= {"true_low": true - true_half, "true_high": true + true_half}
+    table = xr.Dataset({name: ("method", v) for name, v in values.items()}, {"method": draws.method.values})
+    return table.assign(ceiling=np.sqrt(reliability[at])).assign_attrs(members=count, truth=truth, level=level)
 
 
 def distances(tau: xr.DataArray, truth: str = "loo") -> xr.Dataset:
