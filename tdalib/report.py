@@ -1,4 +1,4 @@
-"""`python -m tdalib.report STORE`: one self-contained HTML page on a store, for people without Jupyter."""
+"""`python -m tdalib.report STORE`: one self-contained HTML page on a result, for people without Jupyter."""
 
 import argparse
 import json
@@ -19,6 +19,7 @@ import xarray as xr
 from tdalib import plots, stats
 from tdalib.attributors import METHODS
 from tdalib.data import resolve
+from tdalib.options import said_as
 from tdalib.store import open_result
 from tdalib.verdicts import number, percent, verdict
 
@@ -27,12 +28,13 @@ LISTED = 10  # pairs in the table
 
 
 def write(store: Path | str, page: Path | str | None = None) -> Path:
-    """Put the verdict on a store, its size, figures and tables on one page.
+    """Put the verdict on a result, its size, figures and tables on one page.
 
     Parameters
     ----------
     store : path
-        What `10_run_experiment` wrote; a relative path starts at the repository root.
+        What `10_run_experiment` wrote, or a result in a netCDF file, `from_scores(…).to_netcdf("scores.nc")`. A
+        relative path starts at the repository root.
     page : path, optional
         The HTML file to write, by default beside the store; one that is there is replaced. A relative path starts at
         the repository root.
@@ -44,15 +46,15 @@ def write(store: Path | str, page: Path | str | None = None) -> Path:
     Raises
     ------
     FileNotFoundError
-        There is no store.
+        Nothing is there.
     ValueError
-        It is not finished, or it has one member alone, or the page is a folder. Nothing is written then.
+        It is no result, not finished, or has one member alone, or the page is a folder. Nothing is written then.
     """
     store = resolve(store)
     page = resolve(page) if page else store.with_suffix(".html")
     if page.is_dir():
         raise ValueError(f"{page} is a folder; name the HTML file to write")
-    result = open_result(store)
+    result = _of_file(store) if store.suffix == ".nc" else open_result(store)
     tau = result.tau.load()
     if tau.isnull().any():
         raise ValueError(f"store {store} is not finished; the run that made it goes on where it was")
@@ -64,6 +66,15 @@ def write(store: Path | str, page: Path | str | None = None) -> Path:
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(PAGE.substitute(title=escape(f"tdalib: {store.stem}"), body=body), encoding="utf-8")
     return page
+
+
+def _of_file(path: Path) -> xr.Dataset:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file at {path}")
+    with said_as(f"{path} is no netCDF file of a result"):
+        result = xr.load_dataset(path, engine="h5netcdf")
+        stats.by_member(result["tau"])
+    return result
 
 
 def _sections(store: Path, result: xr.Dataset, tau: xr.DataArray) -> Iterator[str]:
@@ -86,8 +97,9 @@ def _sections(store: Path, result: xr.Dataset, tau: xr.DataArray) -> Iterator[st
     if members > 3:
         yield from _seeds(tau, main)
     yield "<h2>What was computed</h2>"
-    params = {"value": json.loads(result.attrs["params"])}
-    yield _table(pd.DataFrame(params, dtype=object), "The parameters of the experiment.")
+    if "params" in result.attrs:
+        params = {"value": json.loads(result.attrs["params"])}
+        yield _table(pd.DataFrame(params, dtype=object), "The parameters of the experiment.")
     methods = {"what it is": {name: _explained(name) for name in map(str, tau.method.values)}}
     yield _table(pd.DataFrame(methods), "The methods.")
 
@@ -184,7 +196,7 @@ def _table(frame: pd.DataFrame, caption: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Write the page and say where it lies; the exit code is 0 where all went well, 2 where there can be none."""
     parser = argparse.ArgumentParser(prog="python -m tdalib.report", description=__doc__)
-    parser.add_argument("store", type=Path, help="a store, such as results/quick.zarr")
+    parser.add_argument("store", type=Path, help="a store, such as results/quick.zarr, or a netCDF file")
     parser.add_argument("--to", type=Path, help="the HTML file to write; by default beside the store")
     asked = parser.parse_args(arguments)
     try:

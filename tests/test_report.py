@@ -5,8 +5,9 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import xarray as xr
 
-from tdalib import attribute, data, deep_ensemble, report
+from tdalib import attribute, data, deep_ensemble, from_scores, report
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,23 @@ def test_one_method_and_two_members_have_a_report(digits, tmp_path):
     assert page == tmp_path / "there" / "page.html"
     text = without_pictures(page.read_text())
     assert text.count("<h2") == 2 and "nan" not in text
+
+
+def test_finished_scores_have_a_report(tmp_path, capsys):
+    stream = np.random.default_rng(0)
+    matrices = {seed: stream.normal(size=(12, 10)) + 2 * np.eye(12, 10) for seed in range(5)}
+    file = tmp_path / "scores.nc"
+    from_scores(matrices, method="<mine>").to_netcdf(file)
+    assert report.main([str(file)]) == 0
+    text = without_pictures(file.with_suffix(".html").read_text())
+    assert "of 120 pairs" in text and "&lt;mine&gt;" in text and "nan" not in text and "parameters" not in text
+    file.with_suffix(".html").unlink()
+    xr.Dataset({"tau": ("x", np.ones(3))}).to_netcdf(tmp_path / "other.nc")
+    (tmp_path / "text.nc").write_text("no result")
+    for name, said in (("none", "no file at"), ("other", "no netCDF file of a result"), ("text", "no netCDF file")):
+        assert report.main([str(tmp_path / f"{name}.nc")]) == 2
+        assert said in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.html"))
 
 
 def test_what_cannot_be_reported_is_refused(digits, tmp_path, capsys):
