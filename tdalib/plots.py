@@ -147,7 +147,7 @@ def plot_ceiling(ceiling: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     ax.axhline(0, color="0.2", linewidth=0.8)
     ax.set_xticks(at, methods)
     label = f"Pearson correlation of mean τ with {ceiling.attrs['truth']}"
-    ax.set(xlabel="method", ylabel=label, ylim=(min(ax.get_ylim()[0], 0), 1.38))
+    ax.set(xlabel="method", ylabel=label, ylim=(np.clip(ax.get_ylim()[0], -1.1, 0), 1.38))
     ax.set_yticks([y for y in np.linspace(-1, 1, 11) if y >= ax.get_ylim()[0]])
     pale, full = (plt.Rectangle((0, 0), 1, 1, facecolor="0.4", alpha=alpha, edgecolor="0.3") for alpha in (0.45, 1))
     names = ["as measured (left)", "free of noise (right)", "noise ceiling of what is measured"]

@@ -54,12 +54,12 @@ def write(store: Path | str, page: Path | str | None = None) -> Path:
     page = resolve(page) if page else store.with_suffix(".html")
     if page.is_dir():
         raise ValueError(f"{page} is a folder; name the HTML file to write")
-    result = _of_file(store) if store.suffix == ".nc" else open_result(store)
-    tau = result.tau.load()
+    result = _of_file(store) if store.is_file() else open_result(store)
+    tau = stats.with_methods(result["tau"].load())
     if tau.isnull().any():
-        raise ValueError(f"store {store} is not finished; the run that made it goes on where it was")
+        raise ValueError(f"{store} lacks some τ and is not finished; the run that made it goes on where it was")
     if len(set(tau.member.values)) < 2:
-        raise ValueError(f"store {store} has one member; a report on what varies needs at least 2")
+        raise ValueError(f"{store} has one member; a report on what varies needs at least 2")
     looks: dict = {"figure.dpi": 110, "figure.figsize": (6.4, 3.6), "savefig.bbox": "tight", "text.parse_math": False}
     with matplotlib.rc_context(looks), plt.ioff():
         body = "\n".join(_sections(store, result, tau))
@@ -69,11 +69,12 @@ def write(store: Path | str, page: Path | str | None = None) -> Path:
 
 
 def _of_file(path: Path) -> xr.Dataset:
-    if not path.is_file():
-        raise FileNotFoundError(f"no file at {path}")
+    """A result from a netCDF file."""
     with said_as(f"{path} is no netCDF file of a result"):
-        result = xr.load_dataset(path, engine="h5netcdf")
-        stats.by_member(result["tau"])
+        result = xr.load_dataset(path)
+        if "tau" not in result:
+            raise ValueError(f"it holds {', '.join(map(str, result)) or 'nothing'}, and no tau")
+        stats.scaled(result["tau"], scale=None)  # what is no τ is refused
     return result
 
 
@@ -100,8 +101,10 @@ def _sections(store: Path, result: xr.Dataset, tau: xr.DataArray) -> Iterator[st
     if "params" in result.attrs:
         params = {"value": json.loads(result.attrs["params"])}
         yield _table(pd.DataFrame(params, dtype=object), "The parameters of the experiment.")
-    methods = {"what it is": {name: _explained(name) for name in map(str, tau.method.values)}}
-    yield _table(pd.DataFrame(methods), "The methods.")
+        methods = {"what it is": {name: _explained(name) for name in map(str, tau.method.values)}}
+        yield _table(pd.DataFrame(methods), "The methods.")
+    else:
+        yield _paragraph("Nothing here: these are finished scores, which were computed elsewhere.")
 
 
 def _size(tau: xr.DataArray, main: str) -> Iterator[str]:
@@ -139,10 +142,12 @@ def _pairs(tau: xr.DataArray, main: str) -> Iterator[str]:
 def _truth(tau: xr.DataArray) -> Iterator[str]:
     ceiling = stats.noise_ceiling(tau)
     yield "<h2>Is what is steady also right?</h2>"
-    of = ceiling.rename(correlation="value")
+    of = ceiling.rename(correlation="value").dropna("method", subset=["value"])
     said = "Correlation of each estimate's mean with leave-one-out retraining: "
     said += ", ".join(f"{m} {number(of.sel({'method': m}))}" for m in map(str, of.method.values) if m != "loo")
-    yield _paragraph(f"{said}. An estimate that hardly depends on the seed can still be far from it.")
+    most = number({"value": ceiling.ceiling, "low": ceiling.ceiling_low, "high": ceiling.ceiling_high})
+    noisy = f" Leave-one-out is noisy itself: what is right would reach {most}." if ceiling.ceiling.notnull() else ""
+    yield _paragraph(f"{said}.{noisy} An estimate that hardly depends on the seed can still be far from it.")
     yield _figure(f"Bars: {said}.", lambda ax: plots.plot_ceiling(ceiling, ax=ax))
 
 

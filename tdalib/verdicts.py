@@ -122,7 +122,7 @@ def _of_truth(method: str, known: str) -> str:
     """That what is steady need not be right."""
     if method == "loo":
         return ""
-    as_known = f": its mean correlates {known} with that of leave-one-out" if known else ""
+    as_known = f": its mean correlates {known} with that of leave-one-out" if known not in ("", "–") else ""
     return f" Whether {method} is right is another question{as_known}."
 
 
@@ -133,7 +133,7 @@ def percent(of: Any) -> str:
 
 def number(of: Any) -> str:
     """A number with its interval, in words: `value`, `low` and `high`."""
-    return _with_interval(of, "{:.2f}".format)
+    return _with_interval(of, lambda number: f"{round(number, 2) + 0.0:.2f}")  # no −0.00
 
 
 def _with_interval(of: Any, write: Callable[[float], str]) -> str:

@@ -87,6 +87,7 @@ def test_notebook_runs(path, experiment, tmp_path):
         "36": {"runs": [str(tmp_path / "own.yaml")], "steps": [1, 3]},
         "37": {"chosen": ["dense 1", "conv 2 norm"], "lengths": [2], "train_per_class": 2, "test_per_class": 2}
         | {"members": 4, "points": 2, "folder": str(tmp_path)},
+        "38": {"runs": [str(experiment)], "folder": str(tmp_path)},
         "39": {"runs": [str(experiment)], "repeats": 5},
         "90": {"size": "small"},
         "91": {"size": "small", "folder": str(tmp_path / "vit")},

@@ -87,20 +87,32 @@ def test_one_method_and_two_members_have_a_report(digits, tmp_path):
     assert text.count("<h2") == 2 and "nan" not in text
 
 
-def test_finished_scores_have_a_report(tmp_path, capsys):
+def test_finished_scores_have_a_report(tmp_path):
     stream = np.random.default_rng(0)
     matrices = {seed: stream.normal(size=(12, 10)) + 2 * np.eye(12, 10) for seed in range(5)}
-    file = tmp_path / "scores.nc"
-    from_scores(matrices, method="<mine>").to_netcdf(file)
-    assert report.main([str(file)]) == 0
-    text = without_pictures(file.with_suffix(".html").read_text())
-    assert "of 120 pairs" in text and "&lt;mine&gt;" in text and "nan" not in text and "parameters" not in text
-    file.with_suffix(".html").unlink()
-    xr.Dataset({"tau": ("x", np.ones(3))}).to_netcdf(tmp_path / "other.nc")
-    (tmp_path / "text.nc").write_text("no result")
-    for name, said in (("none", "no file at"), ("other", "no netCDF file of a result"), ("text", "no netCDF file")):
-        assert report.main([str(tmp_path / f"{name}.nc")]) == 2
-        assert said in capsys.readouterr().err
+    scores = from_scores(matrices, method="<if>")
+    for name, result in (("scores.nc", scores), ("one.h5", scores.isel(method=0))):
+        result.to_netcdf(tmp_path / name, engine="h5netcdf")
+        assert report.main([str(tmp_path / name)]) == 0
+        text = without_pictures((tmp_path / name).with_suffix(".html").read_text())
+        assert "of 120 pairs" in text and "&lt;if&gt;" in text and "nan" not in text
+        assert "computed elsewhere" in text and "parameters" not in text
+
+
+def a_file_with(result):
+    return lambda file: result.to_netcdf(file)
+
+
+@pytest.mark.parametrize(("write", "said"), [
+    (lambda file: None, "no store at"),
+    (lambda file: file.write_text("no result"), "is no netCDF file of a result"),
+    (a_file_with(xr.Dataset({"scores": ("x", np.ones(3))})), "it holds scores, and no tau"),
+    (a_file_with(xr.Dataset({"tau": ("x", np.ones(3))})), "τ must be a DataArray"),
+])  # fmt: skip
+def test_a_file_without_a_result_is_refused(write, said, tmp_path, capsys):
+    write(file := tmp_path / "scores.nc")
+    assert report.main([str(file)]) == 2
+    assert said in capsys.readouterr().err
     assert not list(tmp_path.glob("*.html"))
 
 

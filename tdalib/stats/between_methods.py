@@ -14,6 +14,7 @@ from tdalib.stats.shares import half_width
 from tdalib.stats.top_lists import in_top, proponents
 
 PAIRS = 10_000  # whose resamples are correlated
+ROUNDING = 1e-12  # share of the largest |τ| by which what does not vary may differ
 STATISTICS = ["mean", "std", "snr", "p_t", "p_noise"]
 
 
@@ -86,11 +87,15 @@ def noise_ceiling(tau: xr.DataArray, truth: str = "loo", *, level: float = 0.9) 
         `reliability` (method): correlation over pairs of the means of τ with those of as many other members.
         `ceiling`: the square root of the truth's reliability, what its noiseless expectation would reach.
         `correlation` (method): of the means with the truth's, the noise of shared members included.
-        `true_correlation` (method): of the expectations, free of noise (Spearman 1904): from the covariances of τ of
-        different members, in which their noise has no part. It can pass 1 and scatters where the noise is strong; NaN
-        where a variance without noise is not above 0.
-        `low`, `high`, `true_low`, `true_high` (method): intervals of the two over members, by the jackknife, which hold
-        somewhat more than `level` where noise is strong (90 to 97 % at 0.9); NaN for fewer than 3 members.
+        `true_correlation` (method): of the expectations, free of noise (Spearman 1904). Two members do not share their
+        noise, so the covariance of different members holds only what the expectations have in common. Of members that
+        share a seed, as in a crossed ensemble, it holds what that seed does too. It can pass 1 and scatters where the
+        noise is strong; NaN where a variance without noise is not above 0.
+        `low` and `high`, `true_low` and `true_high` (method), `ceiling_low` and `ceiling_high`: intervals over members,
+        by the jackknife, for what so many members give on average. At level 0.9 those of correlations held 82 to 97 %
+        of simulated cases, with 3 to 20 members, normal or of very different scale; those of the ceiling as much of
+        normal ones, but 40 to 80 % where the scale of members differs much. NaN for fewer than 3 members, or where the
+        number is NaN without one of them.
 
     Raises
     ------
@@ -98,30 +103,21 @@ def noise_ceiling(tau: xr.DataArray, truth: str = "loo", *, level: float = 0.9) 
         It is no τ, one member alone, a truth that is not among the methods, or an impossible level.
     """
     draws, x = _draws(tau)
-    at = _names(draws, truth).index(truth)
-    count, methods, pairs = x.shape
-    rows = (x - x.mean(-1, keepdims=True)).reshape(count * methods, pairs)
-    products = (rows @ rows.T / max(pairs, 1)).reshape(count, methods, count, methods).transpose(0, 2, 1, 3)
+    at, every = _names(draws, truth).index(truth), np.arange(len(x))
+    products = _products(x)
 
-    def found(members: np.ndarray) -> np.ndarray:  # by position → (reliability, correlation, true; method)
-        some = products[np.ix_(members, members)]  # (member, other, method, other)
-        own = np.trace(some) / len(members)  # covariances within members, (method, other)
-        means = some.mean((0, 1))  # of means over members
-        true = means - (own - means) / (len(members) - 1)  # of different members
-        signal = np.where(true.diagonal() > 0, true.diagonal(), np.nan)
-        reliability = signal / (signal + (own.diagonal() - signal) / count)
-        raw = np.where(means.diagonal() > 0, means.diagonal(), np.nan)
-        of_truth = [each[at] / np.sqrt(of[at] * of) for each, of in ((means, raw), (true, signal))]
-        return np.stack([reliability, *of_truth])
+    def found(members: np.ndarray) -> np.ndarray:  # by position → (number, method)
+        return _ceiling(products[np.ix_(members, members)], at, len(x))
 
-    every = np.arange(count)
-    (reliability, correlation, true), (_, half, true_half) = found(every), half_width(found, every, level)
-    ends = {"low": correlation - half, "high": correlation + half}
-    values = {"reliability": reliability, "correlation": correlation, "true_correlation": true}
-    values |= {name: end.clip(-1, 1) for name, end in ends.items()}
-    values |= {"true_low": true - true_half, "true_high": true + true_half}
-    table = xr.Dataset({name: ("method", v) for name, v in values.items()}, {"method": draws.method.values})
-    return table.assign(ceiling=np.sqrt(reliability[at])).assign_attrs(members=count, truth=truth, level=level)
+    value, half = found(every), half_width(found, every, level)
+    reliability, correlation, true = value
+    (_, low, true_low), (_, high, true_high) = value - half, value + half
+    by_method = {"reliability": reliability, "correlation": correlation, "true_correlation": true}
+    by_method |= {"low": low.clip(-1, 1), "high": high.clip(-1, 1), "true_low": true_low, "true_high": true_high}
+    ends = reliability[at] + half[0, at] * np.array([0, -1, 1])
+    ceiling = dict(zip(("ceiling", "ceiling_low", "ceiling_high"), np.sqrt(ends.clip(0, 1)), strict=True))
+    table = xr.Dataset({name: ("method", v) for name, v in by_method.items()}, {"method": draws.method.values})
+    return table.assign(ceiling).assign_attrs(members=len(x), truth=truth, level=level)
 
 
 def distances(tau: xr.DataArray, truth: str = "loo") -> xr.Dataset:
@@ -187,7 +183,7 @@ def _distances(true: np.ndarray, other: np.ndarray) -> np.ndarray:
 def _draws(tau: xr.DataArray) -> tuple[xr.DataArray, np.ndarray]:
     """τ by member, (member, train, test, method), and the pairs that no method lacks, (member, method, pair).
 
-    Members are put into an order of their own, so that resamples and splits do not depend on that of the samples.
+    Members are put into an order of their own, so that resamples do not depend on that of the samples.
     """
     draws = member_draws(tau, at_least=2)
     x = draws.values.reshape(len(draws), -1, draws.sizes["method"]).swapaxes(1, 2)  # (member, method, pair)
@@ -221,6 +217,32 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.full((len(a), len(b)), np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.corrcoef(a, b)[: len(a), len(a) :]  # the rows of a with those of b
+
+
+def _products(x: np.ndarray) -> np.ndarray:
+    """Covariances over pairs of each member with each, (member, method, pair) → (member, member, method, method)."""
+    centred = x - x.mean(-1, keepdims=True)
+    centred[abs(centred) <= ROUNDING * abs(x).max(-1, keepdims=True, initial=0)] = 0
+    rows = centred.reshape(-1, x.shape[-1])
+    return (rows @ rows.T / max(x.shape[-1], 1)).reshape(*x.shape[:2], *x.shape[:2]).swapaxes(1, 2)
+
+
+def _ceiling(products: np.ndarray, at: int, count: int) -> np.ndarray:
+    """Reliability of means over `count` members, and both correlations with method `at`, from `_products`."""
+    members = len(products)
+    within = np.trace(products) / members  # of a member with itself, (method, other)
+    of_means = products.mean((0, 1))  # of means over these members
+    between = (members * of_means - within) / (members - 1)  # of different members
+    signal, noise = between.diagonal(), (within - between).diagonal()
+    reliability = np.where(signal > 0, signal, np.nan) / (signal + noise / count)
+    return np.stack([reliability, _scaled(of_means)[at], _scaled(between)[at]])
+
+
+def _scaled(covariance: np.ndarray) -> np.ndarray:
+    """Correlations; NaN where a variance is not above 0."""
+    variance = covariance.diagonal()
+    std = np.sqrt(np.where(variance > 0, variance, np.nan))
+    return covariance / np.outer(std, std)
 
 
 def _bounds(found: np.ndarray, x: np.ndarray, resamples: int, level: float, stream: np.random.Generator) -> np.ndarray:
