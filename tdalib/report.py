@@ -70,7 +70,7 @@ def write(store: Path | str, page: Path | str | None = None) -> Path:
 
 def _of_file(path: Path) -> xr.Dataset:
     """A result from a netCDF file."""
-    with said_as(f"{path} is no netCDF file of a result"):
+    with said_as(f"{path} is no netCDF file of a result", most=120):
         result = xr.load_dataset(path)
         if "tau" not in result:
             raise ValueError(f"it holds {', '.join(map(str, result)) or 'nothing'}, and no tau")
@@ -85,8 +85,9 @@ def _sections(store: Path, result: xr.Dataset, tau: xr.DataArray) -> Iterator[st
     yield f"<h1>Can the attributions of {escape(store.stem)} be trusted?</h1>"
     yield "".join(map(_paragraph, judged.sentences[main]))
     said = f"This is said of {_named(main)}. {members} networks were trained from different seeds. For each of "
-    said += f"{tau.sizes['train']} removals and {tau.sizes['test']} test points a method says how much what is removed "
-    said += "helped at the test point (above 0: it helped). In brackets are intervals over trainings."
+    what = "removed sets" if "size" in tau.coords else "train points"
+    said += f"{tau.sizes['train']} {what} and {tau.sizes['test']} test points a method says how much the one helps at "
+    said += "the other (above 0: it helps). In brackets are intervals over trainings."
     yield _paragraph(said)
     caption = "The verdict by method. The top train points of a test point are those that help it most."
     yield _table(judged.table.T, caption)
@@ -112,8 +113,9 @@ def _size(tau: xr.DataArray, main: str) -> Iterator[str]:
     yield "<h2>Are only small attributions noisy?</h2>"
     one = sizes.sel({"method": main})
     largest, *_, every = (percent(one.rename(noise="value").isel(share=k)) for k in range(one.sizes["share"]))
-    said = f"By {_named(main)} {every} of all pairs vary more between trainings than they differ from 0; "
-    said += f"of the largest {float(one.share[0]):.0%}, chosen in another training, {largest}."
+    size = f"{float(one.share[0]):.0%}"
+    said = f"By {_named(main)}, of the largest {size} of the pairs, chosen in one training, {largest} vary more "
+    said += f"between the others than they differ from 0; of all pairs, judged in the same way, {every}."
     yield _paragraph(said)
     alt = f"A line for each method over the share of the largest pairs. {said}"
     yield _figure(alt, lambda ax: plots.plot_noise_by_size(sizes, ax=ax))
@@ -156,8 +158,9 @@ def _seeds(tau: xr.DataArray, main: str) -> Iterator[str]:
     yield "<h2>How many trainings would be needed?</h2>"
     pilot, one = power.attrs["pilot"], power.sel({"method": main})
     found, double = float(one.found.sel(members=pilot)), one.rename(predicted="value").sel(members=2 * pilot)
-    said = f"By {_named(main)} {pilot} trainings list {found:.0%} of the pairs; {2 * pilot} would list about "
-    said += f"{percent(double)} (for {pilot} the forecast is off by {float(one.misfit):+.1%})."
+    said = f"By {_named(main)} the sign of {found:.0%} of the pairs passes a test with {pilot} trainings; with "
+    said += f"{2 * pilot} that of about {percent(double)} would "
+    said += f"(for {pilot} the forecast is off by {float(one.misfit):+.1%})."
     yield _paragraph(said)
     alt = f"The share of pairs listed over the number of trainings, found and forecast. {said}"
     label = "share of pairs whose sign is listed"
@@ -205,7 +208,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, help="the HTML file to write; by default beside the store")
     asked = parser.parse_args(arguments)
     try:
-        print(f"report: {write(asked.store, asked.to)}")
+        here = asked.store.absolute() if asked.store.exists() else asked.store  # from where the command is given
+        print(f"report: {write(here, asked.to)}")
     except (OSError, ValueError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 2

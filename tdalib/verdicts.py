@@ -83,6 +83,7 @@ def verdict(result: xr.Dataset | xr.DataArray) -> Verdict:
     for method in map(str, tau.method.values):
         share, overlap = shares.loc[method], top.sel({"method": method})
         trusted = signs.loc[(method, "share q ≤ 0.05")].copy()
+        passed = trusted["value"]
         if method not in errors:
             trusted[["value", "low"]] = 0.0
         pairs, members = int(trusted["pairs"]), int(trusted["members"])
@@ -104,15 +105,17 @@ def verdict(result: xr.Dataset | xr.DataArray) -> Verdict:
         stay = f"Of a test point's top {top.attrs['k']} train points {percent(overlap)} stay with another seed"
         needed = f"Seeds needed until the sign of half of the pairs can be trusted: {enough[method]}."
         by_chance = f"({top.attrs['chance']:.0%} by chance)"
-        signs_said = _of_signs(trusted["value"], rows[method], "{train} train × {test} test".format(**tau.sizes))
+        points = "{train} train × {test} test".format(**tau.sizes)
+        signs_said = _of_signs(trusted["value"], passed, rows[method], points)
         sentences[method] = [signs_said + _of_truth(method, known), f"{stay} {by_chance}.", needed]
     return Verdict(pd.DataFrame.from_dict(rows, orient="index").fillna("–"), sentences)
 
 
-def _of_signs(share: float, row: dict[str, Any], points: str) -> str:
+def _of_signs(share: float, passed: float, row: dict[str, Any], points: str) -> str:
     pairs, trainings = f"{row['pairs']} pairs ({points})", f"{row['members']} trainings"
     if share == 0:
-        return f"0 of {pairs} can be trusted with {trainings}: do not act on single pairs."
+        why = f" ({passed:.1%} pass a test, but halves of the trainings contradict each other)" if passed else ""
+        return f"0 of {pairs} can be trusted with {trainings}{why}: do not act on single pairs."
     said = f"With {trainings} the sign of {row['trusted']} of {pairs} can be trusted"
     same = f"other trainings would give the same (about {row['sign error']} of them would not)"
     return f"{said}: {same}; for the others do not act on single pairs."

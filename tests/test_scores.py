@@ -616,3 +616,19 @@ def test_fewer_than_five_train_points_have_shorter_lists():
 def test_a_verdict_on_what_is_no_result_is_refused(given, said):
     with pytest.raises(ValueError, match=said):
         verdict(given)
+
+
+def test_a_verdict_says_why_a_list_of_pairs_that_pass_is_empty():
+    """A tenth of the pairs have an effect, and halves of five members contradict each other on too many of them."""
+    stream = np.random.default_rng(1)
+    effect = np.where(
+        stream.random((60, 40)) < 0.1, stream.choice([-1, 1], (60, 40)) * stream.uniform(2, 6, (60, 40)), 0
+    )
+    judged = verdict(from_scores({seed: effect + stream.normal(size=effect.shape) for seed in range(5)}))
+    said = judged.sentences["scores"][0]
+    assert (
+        said.startswith("0 of 2,400 pairs")
+        and "% pass a test, but halves of the trainings contradict each other" in said
+    )
+    noise = verdict(from_scores({seed: stream.normal(size=(20, 30)) for seed in range(5)}))
+    assert "pass a test" not in noise.sentences["scores"][0]
