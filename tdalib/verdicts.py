@@ -114,7 +114,8 @@ def verdict(result: xr.Dataset | xr.DataArray) -> Verdict:
 def _of_signs(share: float, passed: float, row: dict[str, Any], points: str) -> str:
     pairs, trainings = f"{row['pairs']} pairs ({points})", f"{row['members']} trainings"
     if share == 0:
-        why = f" ({passed:.1%} pass a test, but halves of the trainings contradict each other)" if passed else ""
+        contradicted = passed and row["members"] > 2  # fewer have no halves that could
+        why = f" ({passed:.1%} pass a test, but halves of the trainings contradict each other)" if contradicted else ""
         return f"0 of {pairs} can be trusted with {trainings}{why}: do not act on single pairs."
     said = f"With {trainings} the sign of {row['trusted']} of {pairs} can be trusted"
     same = f"other trainings would give the same (about {row['sign error']} of them would not)"

@@ -632,3 +632,5 @@ def test_a_verdict_says_why_a_list_of_pairs_that_pass_is_empty():
     )
     noise = verdict(from_scores({seed: stream.normal(size=(20, 30)) for seed in range(5)}))
     assert "pass a test" not in noise.sentences["scores"][0]
+    two = verdict(from_scores({seed: effect + 3 + 1e-4 * stream.normal(size=effect.shape) for seed in range(2)}))
+    assert two.sentences["scores"][0].startswith("0 of") and "halves" not in two.sentences["scores"][0]
